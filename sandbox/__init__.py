@@ -1,0 +1,1 @@
+"""Everything that confines one process. Imports nothing else of the project."""
