@@ -1,0 +1,235 @@
+"""The whole confinement of one workload, in order, top to bottom.
+
+`confine` runs in the child that clone3 made: already in its cgroup and in new mount, pid, network,
+IPC, UTS and time namespaces, still root. Every step succeeds or the launch ends: the failing step's
+name travels to the zygote and nothing of the workload has run. The order is the design; a comment
+says what would break, or which attack would work, if a step moved.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import marshal
+import os
+import signal
+import struct
+
+from sandbox import credentials, landlock, mounts, syscalls
+from sandbox.job import Job
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_RLIMIT_FSIZE, _RLIMIT_CORE, _RLIMIT_NOFILE, _RLIMIT_MEMLOCK = 1, 4, 7, 8
+_RLIMIT_MSGQUEUE, _RLIMIT_NICE, _RLIMIT_RTPRIO = 12, 13, 14
+_F_DUPFD_CLOEXEC = 1030
+_NAMESPACE_LIMITS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+
+
+class Sync:
+    """The child's line to the zygote: one SEQPACKET message per step that needs an answer."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.step = "start"
+
+    def at(self, step: str) -> None:
+        """Name the step that a failure from here on belongs to."""
+        self.step = step
+
+    def ask(self, message: bytes, expected: bytes) -> None:
+        """Say `message`; go on only when the answer is `expected`. EOF: the zygote is gone."""
+        os.write(self.fd, message)
+        if os.read(self.fd, 16) != expected:
+            os._exit(125)
+
+
+def run_child(job: Job, fds: list[int], sync_fd: int) -> None:
+    """Confine and execute; never returns. A failure is reported as b"E" step NUL reason."""
+    sync = Sync(sync_fd)
+    try:
+        confine(job, fds, sync)
+    except BaseException as error:
+        try:
+            os.write(sync.fd, f"E{sync.step}\0{type(error).__name__}: {error}".encode()[:1024])
+        finally:
+            os._exit(126)
+
+
+def confine(job: Job, fds: list[int], sync: Sync) -> None:
+    """The steps. `fds`: stdin (or -1 for /dev/null), stdout, stderr, then the workload's own."""
+    at = sync.at
+
+    at("die with the parent")
+    credentials.die_with_parent()
+    # getppid() is 0 in a new pid namespace and tells nothing: only this answer does.
+    sync.ask(b"B", b"b")
+
+    at("signals and session")
+    # CLONE_CLEAR_SIGHAND keeps SIG_IGN, and Python ignores SIGPIPE and SIGXFSZ.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.setsid()  # no controlling terminal (CVE-2017-5226)
+    syscalls.join_session_keyring()
+
+    at("cgroup namespace, host name, loopback")
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # its root is the leaf: host paths stay hidden
+    syscalls.sethostname(job.hostname)
+    _loopback_up()
+
+    at("resource limits")
+    _write("/proc/self/oom_score_adj", "500")
+    _write("/proc/self/coredump_filter", "0")
+    # Per pid namespace; Landlock and noexec mounts do not see memfds. Absent before Linux 6.3.
+    _write("/proc/sys/vm/memfd_noexec", "2", missing_ok=True)
+    for resource, bound in job.rlimits:
+        syscalls.setrlimit(resource, bound)
+
+    at("mount propagation")
+    syscalls.mount("", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+    at("new root")
+    os.umask(0o022)
+    root = mounts.build_root(job.stage, job.mounts)
+    os.umask(0o077)
+    sysctl = os.open("/proc/sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    at("change root")
+    mounts.enter_root(root)
+
+    at("executable")
+    # Opened in the new root, never before: the host's mount flags would apply (CVE-2019-5736).
+    executable = _open_executable(job.executable)
+
+    at("descriptors")
+    executable, sysctl = _arrange_descriptors(fds, executable, sysctl, sync)
+
+    at("groups")
+    os.setgroups(job.groups)
+
+    if job.user_namespace:
+        at("user namespace")
+        # Last of all namespaces, so that no capability in it counts for the others; and before the
+        # drops below, because it refills every set and clears securebits.
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        sync.ask(b"U", b"u")  # the zygote writes setgroups, uid_map and gid_map
+        at("nested namespaces")
+        for kind in _NAMESPACE_LIMITS:
+            _write(f"max_{kind}_namespaces", "0", directory=sysctl)  # CVE-2022-0185
+    os.close(sysctl)
+
+    at("capabilities")
+    credentials.clear_ambient()
+    if job.capabilities:
+        credentials.raise_ambient(job.capabilities)
+    credentials.drop_bounding(job.capabilities, job.last_capability)
+    credentials.lock_securebits()
+    credentials.become(job.uid, job.gid)
+    credentials.set_capabilities(job.capabilities)
+
+    at("after the uid change")
+    credentials.die_with_parent()  # the uid change cleared it
+    credentials.not_dumpable()
+    sync.ask(b"B", b"b")
+    mounts.check_working_directory(job.cwd)
+
+    at("no new privileges")
+    credentials.no_new_privileges()
+    if not job.jit:
+        credentials.refuse_write_and_execute()
+
+    at("landlock")
+    if job.landlock_abi:
+        landlock.restrict(job.landlock_abi, job.landlock, job.tcp_bind, job.tcp_connect)
+
+    at("seccomp")
+    report = b"R" + marshal.dumps(_report())
+    for program in job.seccomp:
+        syscalls.seccomp_load(program)
+
+    at("execute")
+    # "Ready" is said with the filter already in force; "go" comes after the verification.
+    sync.ask(report, b"g")
+    syscalls.execveat(executable, job.argv, job.environment)
+
+
+def _report() -> dict[str, object]:
+    """The child's own view of what leaves no trace in /proc."""
+    report: dict[str, object] = dict(credentials.report())
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        report["landlock_canary"] = "opened"
+    except PermissionError:
+        report["landlock_canary"] = "EACCES"
+    return report
+
+
+def _open_executable(path: str) -> int:
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        return syscalls.openat2(root, path, os.O_PATH, resolve)
+    finally:
+        os.close(root)
+
+
+def _arrange_descriptors(
+    fds: list[int], executable: int, sysctl: int, sync: Sync
+) -> tuple[int, int]:
+    """Give the workload exactly 0..n-1, put ours behind them close-on-exec, close all others."""
+    if fds[0] == -1:
+        fds[0] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    high = 256  # above every target number, so that no dup2 overwrites a source
+    held = [_dup_above(fd, high) for fd in (*fds, executable, sysctl, sync.fd)]
+    for number, fd in enumerate(held):
+        # Ours are close-on-exec; all others are really closed below (CVE-2024-21626).
+        os.dup2(fd, number, inheritable=number < len(fds))
+    syscalls.close_range(len(held))
+    sync.fd = len(fds) + 2
+    return len(fds), len(fds) + 1
+
+
+def _dup_above(fd: int, minimum: int) -> int:
+    copy: int = _libc.fcntl(fd, _F_DUPFD_CLOEXEC, minimum)
+    if copy == -1:
+        raise OSError(ctypes.get_errno(), "F_DUPFD_CLOEXEC", str(fd))
+    return copy
+
+
+def _loopback_up() -> None:
+    """SIOCSIFFLAGS IFF_UP on `lo`, the only link this namespace will ever have. netdevice(7)."""
+    fd: int = _libc.socket(2, 2 | os.O_CLOEXEC, 0)
+    if fd == -1:
+        raise OSError(ctypes.get_errno(), "socket", "lo")
+    request = ctypes.create_string_buffer(struct.pack("=16sH22x", b"lo", 0x1 | 0x40), 40)
+    result: int = _libc.ioctl(fd, ctypes.c_ulong(0x8914), request)
+    code = ctypes.get_errno()
+    os.close(fd)
+    if result == -1:
+        raise OSError(code, os.strerror(code), "lo")
+
+
+def _write(path: str, value: str, directory: int | None = None, missing_ok: bool = False) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        if missing_ok:
+            return
+        raise
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def rlimits(nofile: int, fsize: int, memlock: int) -> list[tuple[int, int]]:
+    """The hard limits as (resource, bound); soft equals hard. Limits are only ever lowered."""
+    return [
+        (_RLIMIT_CORE, 0),
+        (_RLIMIT_FSIZE, fsize),
+        (_RLIMIT_NOFILE, nofile),
+        (_RLIMIT_MEMLOCK, memlock),
+        (_RLIMIT_MSGQUEUE, 0),
+        (_RLIMIT_NICE, 0),
+        (_RLIMIT_RTPRIO, 0),
+    ]

@@ -1,0 +1,78 @@
+"""Landlock: the last layer that still sees paths. One layer, every right of the running ABI.
+
+Source: landlock(7) and the kernel's Documentation/userspace-api/landlock.rst. ABI 1 = 5.13,
+2 = REFER, 3 = TRUNCATE, 4 = TCP, 5 = IOCTL_DEV, 6 = scopes. The PyPI binding has no network rules
+and no scopes, hence this one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+
+from sandbox import syscalls
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_BIND_TCP, _CONNECT_TCP = 1, 2
+_SCOPES = 3  # abstract Unix sockets, signals
+_FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | _TRUNCATE | _IOCTL_DEV
+# remove dir/file, make char/dir/reg/sock/fifo/block/sym: bits 4..12
+_CHANGE_DIR = 0x1FF0
+_MAKE_DEVICES = 1 << 6 | 1 << 11
+
+
+def handled(abi: int) -> tuple[int, int, int]:
+    """(file rights, TCP rights, scopes) that the running ABI can take away."""
+    rights = 0x1FFF
+    rights |= _REFER if abi >= 2 else 0
+    rights |= _TRUNCATE if abi >= 3 else 0
+    rights |= _IOCTL_DEV if abi >= 5 else 0
+    return rights, _BIND_TCP | _CONNECT_TCP if abi >= 4 else 0, _SCOPES if abi >= 6 else 0
+
+
+def rights_for(access: tuple[str, ...]) -> int:
+    """The file rights behind the policy words read, write and exec."""
+    rights = 0
+    if "read" in access:
+        rights |= READ_FILE | READ_DIR
+    if "exec" in access:
+        rights |= EXECUTE
+    if "write" in access:
+        rights |= WRITE_FILE | _TRUNCATE | _REFER | (_CHANGE_DIR & ~_MAKE_DEVICES)
+    return rights
+
+
+def restrict(
+    abi: int,
+    paths: list[tuple[str, int]],
+    tcp_bind: tuple[int, ...],
+    tcp_connect: tuple[int, ...],
+) -> None:
+    """Put the calling thread under one ruleset: `paths` are (path, rights) opened here and now.
+
+    Call it after the root has been changed and no_new_privs is set. Raises OSError.
+    """
+    files, ports, scopes = handled(abi)
+    attributes = struct.pack("=3Q", files, ports, scopes)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    ruleset = syscalls.landlock_create(attributes)
+    try:
+        for path, rights in paths:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                    rights &= _FILE_RIGHTS
+                if rights & files:
+                    rule = struct.pack("=Qi", rights & files, fd)
+                    syscalls.landlock_add(ruleset, 1, rule, path)
+            finally:
+                os.close(fd)
+        if ports:
+            for right, numbers in ((_BIND_TCP, tcp_bind), (_CONNECT_TCP, tcp_connect)):
+                for port in numbers:
+                    rule = struct.pack("=2Q", right, port)
+                    syscalls.landlock_add(ruleset, 2, rule, f"port {port}")
+        syscalls.landlock_restrict(ruleset)
+    finally:
+        os.close(ruleset)

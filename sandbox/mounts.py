@@ -1,0 +1,157 @@
+"""The workload's root: built from an explicit list, read-only, then made the only root.
+
+Everything here runs in the child, in its own mount namespace, still privileged. The new mount API
+is used because paths can be swapped between check and use and file descriptors cannot, and because
+MS_REMOUNT|MS_BIND is not recursive. Sources: mount_setattr(2), open_tree(2), pivot_root(2).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from sandbox import syscalls
+from sandbox.syscalls import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_NOSYMFOLLOW,
+    MOUNT_ATTR_RDONLY,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not among the zygote's modules
+    from typing import Any
+
+_SAFE = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+
+
+def build_root(stage: str, mounts: list[tuple[object, ...]]) -> int:
+    """Assemble the new root on the directory `stage`; its fd. Raises OSError with the path.
+
+    `mounts`: ("bind", source, target, access), ("tmpfs", target, size, inodes),
+    ("symlink", target, points_to), ("device", path, major, minor), ("proc",).
+    """
+    host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree = syscalls.new_filesystem(
+        "tmpfs",
+        {"mode": "0755", "size": "1m", "nr_inodes": "4096"},
+        MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+    )
+    place = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    syscalls.move_mount(tree, place, stage)
+    os.close(place)
+    root = tree
+    for mount in mounts:
+        make: Any = _MAKERS[str(mount[0])]
+        make(root, host, *mount[1:])
+    # Last: nothing may be created in the root tmpfs any more. Not recursive, or volumes lose write.
+    syscalls.mount_setattr(root, MOUNT_ATTR_RDONLY, recursive=False)
+    os.close(host)
+    return root
+
+
+def enter_root(root: int) -> None:
+    """Make `root` the root and working directory and drop every way back to the old one."""
+    os.fchdir(root)
+    syscalls.pivot_root(".", ".")
+    # The old root is now stacked on "."; detach it without ever naming it.
+    syscalls.mount("", ".", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.umount2(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+    os.close(root)
+
+
+def check_working_directory(path: str) -> None:
+    """chdir and prove that the directory is inside the root (CVE-2024-21626)."""
+    os.chdir(path)
+    if not os.getcwd().startswith("/"):
+        raise OSError(2, "working directory lies outside the root", path)
+
+
+def _bind(root: int, host: int, source: str, target: str, access: tuple[str, ...]) -> None:
+    found = syscalls.openat2(host, source.lstrip("/") or ".", os.O_PATH, _SAFE)
+    is_directory = stat.S_ISDIR(os.fstat(found).st_mode)
+    tree = syscalls.open_tree(found, "")
+    os.close(found)
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    if "write" in access:
+        # A symbolic link planted in a writable volume must never be followed.
+        attributes |= MOUNT_ATTR_NOSYMFOLLOW if is_directory else 0
+    else:
+        attributes |= MOUNT_ATTR_RDONLY
+    attributes |= 0 if "exec" in access else MOUNT_ATTR_NOEXEC
+    syscalls.mount_setattr(tree, attributes)
+    _attach(root, tree, target, is_directory)
+
+
+def _tmpfs(root: int, host: int, target: str, size: int, inodes: int) -> None:
+    options: dict[str, str | None] = {"mode": "1777", "size": str(size), "nr_inodes": str(inodes)}
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    _attach(root, syscalls.new_filesystem("tmpfs", options, attributes), target, True)
+
+
+def _symlink(root: int, host: int, target: str, points_to: str) -> None:
+    parent, name = _parent(root, target)
+    os.symlink(points_to, name, dir_fd=parent)
+    os.close(parent)
+
+
+def _device(root: int, host: int, path: str, major: int, minor: int) -> None:
+    # A device replaced by a link or another node has been an escape (CVE-2025-31133).
+    found = syscalls.openat2(host, path.lstrip("/"), os.O_PATH, _SAFE)
+    status = os.fstat(found)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(major, minor):
+        raise OSError(6, f"is not the character device {major}:{minor}", path)
+    tree = syscalls.open_tree(found, "", recursive=False)
+    os.close(found)
+    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+    syscalls.mount_setattr(tree, attributes)
+    _attach(root, tree, path, False)
+
+
+def _proc(root: int, host: int) -> None:
+    options: dict[str, str | None] = {"hidepid": "ptraceable", "subset": "pid"}
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    _attach(root, syscalls.new_filesystem("proc", options, attributes), "/proc", True)
+
+
+_MAKERS = {
+    "bind": _bind,
+    "tmpfs": _tmpfs,
+    "symlink": _symlink,
+    "device": _device,
+    "proc": _proc,
+}
+
+
+def _attach(root: int, tree: int, target: str, is_directory: bool) -> None:
+    parent, name = _parent(root, target)
+    try:
+        if is_directory:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=parent))
+    except FileExistsError:
+        pass  # the mount point lies inside an earlier bind, or was made for a deeper target
+    place = syscalls.openat2(root, target.lstrip("/"), os.O_PATH, syscalls.RESOLVE_IN_ROOT | _SAFE)
+    syscalls.move_mount(tree, place, target)
+    os.close(place)
+    os.close(tree)
+
+
+def _parent(root: int, target: str) -> tuple[int, str]:
+    """The directory that holds `target`, made as needed; (fd, last name)."""
+    *parents, name = target.strip("/").split("/")
+    here = os.dup(root)
+    for part in parents:
+        try:
+            os.mkdir(part, 0o755, dir_fd=here)
+        except FileExistsError:
+            pass
+        below = os.open(
+            part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here
+        )
+        os.close(here)
+        here = below
+    return here, name

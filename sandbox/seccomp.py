@@ -1,0 +1,98 @@
+"""Seccomp filters: from a policy's rules to the BPF bytes that the child loads.
+
+Compiled once per policy by the supervisor with Debian's libseccomp bindings; the child only loads
+bytes. Comparisons are EQ, NE and MASKED_EQ alone: libseccomp before 2.6.1 merges the ordering
+comparisons wrongly (GHSA-4q85-33p6-j5g6). Sources: seccomp(2), seccomp_rule_add(3).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from typing import Any
+
+from sandbox.errors import SandboxError
+from sandbox.plan import ArgTest, SeccompSpec, SyscallRule
+
+# What the launcher itself does between loading the filter and the workload's first instruction:
+# say "ready", wait for "go", execveat() the open executable (flags AT_EMPTY_PATH, nothing else).
+_LAUNCH = (
+    SyscallRule("read", "allow", reason="launcher: waits for the release"),
+    SyscallRule("write", "allow", reason="launcher: reports ready"),
+    SyscallRule("exit_group", "allow", reason="launcher: gives up if the release never comes"),
+    SyscallRule(
+        "execveat",
+        "allow",
+        (ArgTest(4, "masked_eq", 0x1000, 0xFFFFFFFF),),
+        "launcher: executes the file that was opened and checked before",
+    ),
+)
+
+
+@functools.lru_cache(maxsize=64)
+def compile_filters(spec: SeccompSpec) -> tuple[bytes, ...]:
+    """The filters of `spec` as BPF programs, in the order in which they are to be loaded.
+
+    The refusing filter comes first; the main one last, because it forbids seccomp(2) itself.
+    Raises SandboxError `seccomp_rule` naming the rule that libseccomp refuses.
+    """
+    named = {(rule.call, rule.tests) for rule in spec.main}
+    unconditional = {rule.call for rule in spec.main if rule.action == "allow" and not rule.tests}
+    launch = tuple(
+        rule
+        for rule in _LAUNCH
+        if (rule.call, rule.tests) not in named and rule.call not in unconditional
+    )
+    programs = []
+    if spec.refuse:
+        programs.append(_build("allow", spec.refuse))
+    programs.append(_build(spec.default, spec.main + launch))
+    return tuple(programs)
+
+
+def _build(default: str, rules: tuple[SyscallRule, ...]) -> bytes:
+    # Imported here: the zygote loads this package and must not carry libseccomp.
+    import seccomp
+
+    default_action = _action(seccomp, default)
+    program = seccomp.SyscallFilter(defaction=default_action)
+    # int 0x80 and x32 numbers reach BADARCH: a second, unfiltered system call table otherwise.
+    program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+    for rule in rules:
+        call: int | str = int(rule.call[1:]) if rule.call.startswith("#") else rule.call
+        tests = [_test(seccomp, test) for test in rule.tests]
+        action = _action(seccomp, rule.action)
+        if action == default_action:
+            continue  # libseccomp refuses a rule that repeats the default
+        try:
+            program.add_rule_exactly(action, call, *tests)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise SandboxError(
+                "seccomp_rule",
+                f"libseccomp refuses the rule {rule.call} {rule.action} {rule.tests}: {error}",
+                "give calls that this libseccomp does not know by number, as #NNN",
+            ) from error
+    fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
+    with os.fdopen(fd, "r+b") as file:
+        program.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def _action(seccomp: Any, action: str) -> int:
+    if action == "allow":
+        return int(seccomp.ALLOW)
+    if action == "kill":
+        return int(seccomp.KILL_PROCESS)
+    try:
+        return int(seccomp.ERRNO(getattr(errno, action)))
+    except AttributeError:
+        raise SandboxError("seccomp_rule", f"unknown action {action!r}") from None
+
+
+def _test(seccomp: Any, test: ArgTest) -> Any:
+    if test.op == "masked_eq":
+        return seccomp.Arg(test.index, seccomp.MASKED_EQ, test.mask, test.value)
+    operator = {"eq": seccomp.EQ, "ne": seccomp.NE}[test.op]
+    return seccomp.Arg(test.index, operator, test.value)
