@@ -1,0 +1,255 @@
+#!/bin/sh
+# Makes a Debian 12 machine ready to run and test this tree. It installs the packages listed in
+# packaging/debian-packages.txt and makes two virtual environments of hash-pinned wheels:
+#   .runtime  isolated: only what runs inside the sandboxes, which see it read-only
+#   .venv     sees Debian's packages too: the same wheels plus the tools that test and check
+# Nothing else on the machine changes. Run again, it finds its stamps and ends at once.
+set -eu
+umask 022
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+cd "$root"
+
+# Another python3 may stand first on PATH; Debian's bindings exist for this one only.
+python=/usr/bin/python3
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+# These would send pip's files elsewhere or change what the interpreter finds.
+unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_BINARY VIRTUAL_ENV || true
+
+application="assistant probes proxy sandbox supervisor"
+cache="$root/.cache"
+log="$cache/setup.log"
+began=$(date +%s)
+worked=no
+
+say() { printf 'setup: %s\n' "$*"; }
+
+fail() {
+    printf 'setup: FAILED: %s\n' "$1" >&2
+    shift
+    for line in "$@"; do printf 'setup:   %s\n' "$line" >&2; done
+    exit 1
+}
+
+# step TITLE COMMAND...: runs the command into the log, says how long it took, and every 15 seconds
+# what it is at. Returns the command's status.
+step() {
+    title=$1
+    shift
+    worked=yes
+    say "$title ..."
+    started=$(date +%s)
+    "$@" >>"$log" 2>&1 &
+    child=$!
+    trap 'kill "$child" 2>/dev/null; exit 130' INT TERM
+    waited=0
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 0.2
+        waited=$((waited + 1))
+        if [ $((waited % 75)) -eq 0 ]; then
+            say "  $(($(date +%s) - started)) s: $(tail -n 1 "$log" | tr -cd '[:print:]' | cut -c1-100)"
+        fi
+    done
+    status=0
+    wait "$child" || status=$?
+    trap - INT TERM
+    [ "$status" -ne 0 ] || say "  done in $(($(date +%s) - started)) s"
+    return "$status"
+}
+
+show_log() { tail -n 12 "$log" | sed 's/^/setup:   | /' >&2; }
+
+# --- Debian packages ---------------------------------------------------------------------------
+
+available() { apt-cache show --no-all-versions "$1" >/dev/null 2>&1; }
+
+# The running kernel's headers where Debian has them; else its newest serve (the probes read only
+# helper arguments, which do not depend on the version).
+headers_package() {
+    if available "linux-headers-$(uname -r)"; then
+        echo "linux-headers-$(uname -r)"
+    else
+        echo "linux-headers-$(dpkg --print-architecture)"
+    fi
+}
+
+wanted_packages() {
+    sed -e 's/#.*//' packaging/debian-packages.txt | while read -r name _; do
+        case $name in
+            "") ;;
+            linux-headers)
+                # Asking apt is slow; installed headers of either kind are the answer already.
+                for headers in "linux-headers-$(uname -r)" "linux-headers-$(dpkg --print-architecture)"; do
+                    if installed "$headers"; then continue 2; fi
+                done
+                headers_package
+                ;;
+            *) echo "$name" ;;
+        esac
+    done
+}
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# The names among the arguments that are not installed, by one dpkg-query for all.
+missing_of() {
+    present=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p')
+    for name in "$@"; do
+        printf '%s\n' "$present" | grep -qxF -e "$name" || printf '%s ' "$name"
+    done
+}
+
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -o Dpkg::Use-Pty=0 -o Acquire::Retries=2 -y "$@"; }
+
+apt_fetch_lists() {
+    step "Debian package lists: fetching" apt update || {
+        show_log
+        fail "apt-get update did not work" \
+            "Check the network and /etc/apt/sources.list*, then run this again." \
+            "The whole output is in .cache/setup.log."
+    }
+}
+
+debian_packages() {
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+        fail "this is not a Debian system" \
+            "Anchorhold is developed on Debian 12. packaging/debian-packages.txt lists what it needs."
+    fi
+    # shellcheck disable=SC2046  # names are words
+    missing=$(missing_of $(wanted_packages))
+    [ -n "$missing" ] || return 0
+    [ "$(id -u)" -eq 0 ] || fail "Debian packages are missing: $missing" "Run as root: make setup"
+    updated=no
+    for name in $missing; do
+        if ! available "$name"; then
+            apt_fetch_lists
+            updated=yes
+            break
+        fi
+    done
+    # shellcheck disable=SC2046
+    missing=$(missing_of $(wanted_packages))
+    count=$(echo "$missing" | wc -w)
+    # shellcheck disable=SC2086
+    if ! step "Debian packages: installing $count" apt install --no-install-recommends $missing; then
+        # Old lists name files that the mirror no longer has.
+        if [ "$updated" = no ]; then
+            apt_fetch_lists
+            # shellcheck disable=SC2086
+            ! step "Debian packages: once more" apt install --no-install-recommends $missing || return 0
+        fi
+        show_log
+        fail "apt could not install: $missing" \
+            "Check the network and /etc/apt/sources.list* (Debian 12 main is enough)," \
+            "or install these packages by hand, then run this again." \
+            "The whole output is in .cache/setup.log."
+    fi
+}
+
+# --- Virtual environments ----------------------------------------------------------------------
+
+# stamp_of FILES...: changes with the files, the interpreter and the place of the tree.
+stamp_of() {
+    {
+        echo "$root"
+        "$python" -I -c 'import sys; print(sys.version)'
+        cat packaging/setup.sh "$@"
+    } | sha256sum | cut -d' ' -f1
+}
+
+fresh() { [ -x "$1/bin/python3" ] && [ "$(cat "$1/anchorhold.stamp" 2>/dev/null)" = "$2" ]; }
+
+# Only wheels (no code runs at install), only pinned hashes, and never what the machine happens to
+# have already: Debian's older packages must not satisfy a pin.
+# install_wheels ENVIRONMENT TARGET -r LOCK...: TARGET's wheels by ENVIRONMENT's pip.
+install_wheels() {
+    pip=$1 target=$2
+    shift 2
+    "$pip/bin/python3" -I -m pip --python "$target/bin/python3" --no-input --disable-pip-version-check \
+        install --no-compile --require-hashes --no-deps --only-binary :all: --ignore-installed "$@"
+}
+
+pip_failed() {
+    show_log
+    fail "pip could not install the wheels of $1" \
+        "No network? pip uses this machine's own configuration (pip config list); it needs an index or" \
+        "  a folder (PIP_FIND_LINKS) that has them, and the certificate authority that signs it (PIP_CERT)." \
+        "A hash that differs means that the file is not the one that was reviewed: do not work round it." \
+        "The whole output is in .cache/setup.log."
+}
+
+# Environments are built aside and renamed, so that an interrupted run leaves nothing half-done.
+put_in_place() {
+    new=$1 final=$2 stamp=$3
+    grep -rIlF "$root/$new" "$new/bin" "$new/pyvenv.cfg" | xargs -r sed -i "s|$root/$new|$root/$final|g"
+    echo "$stamp" >"$new/anchorhold.stamp"
+    rm -rf "$final.old"
+    [ ! -e "$final" ] || mv "$final" "$final.old"
+    mv "$new" "$final"
+    rm -rf "$final.old"
+}
+
+# A .pth file or a sitecustomize module runs code in every interpreter of the environment, whatever
+# it imports: packages have been stolen keys through. None of the pinned wheels needs one.
+refuse_start_hooks() {
+    found=$(find "$1" \( -name '*.pth' -o -name 'sitecustomize*' -o -name 'usercustomize*' \) -print)
+    [ -z "$found" ] || fail "a wheel brought a file that runs at every start of the interpreter" \
+        "$found" "Find the wheel that brought it and leave it out: packaging/locks/runtime.in"
+}
+
+make_venv() {
+    stamp=$(stamp_of packaging/locks/runtime.txt packaging/locks/dev.txt)
+    if fresh .venv "$stamp"; then return 0; fi
+    rm -rf .venv.new
+    step ".venv: creating" "$python" -I -m venv --system-site-packages .venv.new || {
+        show_log
+        fail "could not create a virtual environment" "Is there room? df -h $root"
+    }
+    count=$(cat packaging/locks/runtime.txt packaging/locks/dev.txt | grep -c '==')
+    step ".venv: installing $count wheels" \
+        install_wheels .venv.new .venv.new -r packaging/locks/runtime.txt -r packaging/locks/dev.txt ||
+        pip_failed .venv
+    put_in_place .venv.new .venv "$stamp"
+}
+
+make_runtime() {
+    stamp=$(stamp_of packaging/locks/runtime.txt)
+    if fresh .runtime "$stamp"; then return 0; fi
+    rm -rf .runtime.new
+    # No pip inside: what is not there cannot be used from a sandbox.
+    "$python" -I -m venv --without-pip .runtime.new
+    count=$(grep -c '==' packaging/locks/runtime.txt)
+    step ".runtime: installing $count wheels" \
+        install_wheels .venv .runtime.new -r packaging/locks/runtime.txt || pip_failed .runtime
+    find .runtime.new/bin -type f -delete
+    refuse_start_hooks .runtime.new
+    # Sandboxes cannot write byte code: without this each start would compile anew.
+    step ".runtime: compiling" "$python" -I -m compileall -q .runtime.new/lib || {
+        show_log
+        fail "could not compile the modules in .runtime" "Is there room? df -h $root"
+    }
+    put_in_place .runtime.new .runtime "$stamp"
+}
+
+compile_application() {
+    # shellcheck disable=SC2086
+    "$python" -I -m compileall -q $application >>"$log" 2>&1 || {
+        show_log
+        fail "a module of the application does not compile"
+    }
+}
+
+# --- In order ----------------------------------------------------------------------------------
+
+if [ ! -w "$root" ] || { [ -e "$cache" ] && [ ! -w "$cache" ]; }; then
+    fail "$(id -un) cannot write to $root" "Run as the owner of the tree: $(stat -c %U "$root")"
+fi
+mkdir -p "$cache"
+exec 9>"$cache/setup.lock"
+flock 9
+: >"$log"
+debian_packages
+make_venv
+make_runtime
+compile_application
+[ "$worked" = no ] || say "ready in $(($(date +%s) - began)) s"
