@@ -1,0 +1,69 @@
+"""The values in the kernel maps, byte for byte: shared by loader, supervisor, reader and tests.
+
+A workload owns a slot. `slots` maps its cgroup id to the slot number; `rules`, `state` and
+`counters` are arrays indexed by it. Tables are bytes, not bits: a byte store cannot lose another
+CPU's store, and the programs need no atomic operation on their common way.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+ABI = 1
+CALLS = 512
+SLOTS = 128
+RING_BYTES = 256 * 1024
+MEMBERS = 16384
+
+MAPS = ("slots", "rules", "state", "counters", "members", "ring", "manifest")
+
+# Classes of a call in `rules`.
+UNSEEN, ALLOWED, HIGH_RISK = 0, 1, 2
+
+# rules: class of every call, then on_unseen, on_high_risk, denials, padding.
+RULES = struct.Struct(f"<{CALLS}sBBB5x")
+# state: what was called, errno bits by call, errno bits by foreign flags, two rate limiters.
+STATE = struct.Struct(f"<{CALLS}s{CALLS}s8sQQ")
+# counters: cgroup id, seen, suppressed, lost.
+COUNTERS = struct.Struct("<QQQQ")
+# manifest: ABI, level, slice id, whether the denial filter is attached, padding.
+MANIFEST = struct.Struct("<IIQII")
+
+# errno values the denial filter reports, in bit order. ENOSYS is what our seccomp filter answers
+# to a call no rule names; ENOENT is left out, because every search path makes dozens of them.
+DENIALS = {"EPERM": 1, "EACCES": 13, "EROFS": 30, "ENOSYS": 38, "EAFNOSUPPORT": 97}
+DENIALS["ENETUNREACH"] = 101
+
+# Rate limiters, one for alerts and one for records, each workload its own.
+BURST = 64
+PER_SECOND = 64
+
+
+class Counters(NamedTuple):
+    """Totals of one workload since it was registered: events met, held back, lost in a full ring.
+
+    Events delivered = seen - suppressed - lost. They never go down.
+    """
+
+    seen: int
+    suppressed: int
+    lost: int
+
+
+def macros() -> dict[str, int]:
+    """The numbers of this file as the C source wants them."""
+    names = {f"CALLS_{name}": value for name, value in (("ALLOWED", ALLOWED), ("RISK", HIGH_RISK))}
+    return {
+        **names,
+        "CALLS": CALLS,
+        "SLOTS": SLOTS,
+        "MEMBERS": MEMBERS,
+        "RING_PAGES": RING_BYTES // 4096,
+        "RULES_SIZE": RULES.size,
+        "STATE_SIZE": STATE.size,
+        "COUNTERS_SIZE": COUNTERS.size,
+        "MANIFEST_SIZE": MANIFEST.size,
+        "INTERVAL_NS": 1_000_000_000 // PER_SECOND,
+        "BURST_NS": BURST * 1_000_000_000 // PER_SECOND,
+    }
