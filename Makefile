@@ -1,0 +1,41 @@
+# Everything starts here. Each target sets the machine up first; done once, that costs a moment.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python3
+HOST := policies/hosts/demo.toml
+
+.PHONY: help setup demo test unit host bench lint format locks clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Debian packages and the two virtual environments (root where packages are missing)
+	@packaging/setup.sh
+
+demo: setup ## the whole thing once: messages, evidence, attacks (root)
+	@/usr/bin/python3 -IS supervisor demo --host-file $(HOST)
+
+test: setup ## every tier this machine can run, one closing line per tier
+	@$(PYTHON) -m tests
+
+unit: setup ## the unit tier alone: anywhere, any user
+	@$(PYTHON) -m tests unit
+
+host: setup ## the host tier alone: real sandboxes on this kernel (root)
+	@$(PYTHON) -m tests host
+
+bench: setup ## figures as ratios within one run (root)
+	@$(PYTHON) -m tests.bench
+
+lint: setup ## ruff, mypy --strict, bandit, shellcheck
+	@.ci/lint
+
+format: setup ## let ruff put the code in order
+	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+
+locks: setup ## resolve packaging/locks/*.in anew
+	@packaging/lock.sh
+
+clean: ## remove what setup and the tests made inside the tree
+	@rm -rf .runtime .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
