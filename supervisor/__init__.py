@@ -1,0 +1,1 @@
+"""The root daemon, its command line, and what they decide: policy, vault, lifecycle."""

@@ -1,0 +1,225 @@
+"""The host file: what is true of this machine, said by its administrator.
+
+Paths, the uid range, the guarantees that are waived by name and why, the gateway's address and the
+upstreams. Strict like a policy; a broken host file stops the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from supervisor.policy.document import Document, Table, parse_document, read_document
+from supervisor.policy.errors import PolicyErrors
+from supervisor.policy.parse import RULE_ID, WORKLOAD
+
+SCHEMA = "anchorhold.host/1"
+GUARANTEES = (
+    "cgroup:memory", "cgroup:pids", "cgroup:cpu", "cgroup:io", "landlock", "probes", "seccomp",
+    "userns", "mdwe", "secret-memory", "software-tpm", "file-key", "pin-rate-limit",
+)  # fmt: skip
+_TABLES, _ARRAYS = ("paths", "ids", "tpm", "gateway"), ("waive", "upstream")
+_PATH = r"(/[A-Za-z0-9._+@-]+)+"
+_HOST = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]+\]"
+_ADDRESS = r"(([0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:]+\]):[0-9]{1,5}"
+_ORIGIN = r"https?://[a-z0-9.:\[\]-]+"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Directories of the host; `app` holds the packages, `runtime` is a virtual environment."""
+
+    app: str
+    runtime: str
+    policies: str
+    state: str
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiver:
+    """A guarantee that this host gives up, shown as DEGRADED everywhere."""
+
+    guarantee: str
+    why: str
+    line: int
+    owner: str = ""
+    expires: date | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A model server: a workload (plain HTTP inside its namespace) or a host (TLS)."""
+
+    name: str
+    path: str
+    credential: str
+    line: int
+    workload: str | None = None
+    host: str | None = None
+    port: int = 443
+    header: str = "authorization"
+    prefix: str = "Bearer "
+
+    @property
+    def scheme(self) -> str:
+        """http into a workload's namespace, https to anywhere else."""
+        return "http" if self.workload else "https"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One host file."""
+
+    file: str
+    paths: Paths
+    id_base: int
+    waivers: tuple[Waiver, ...]
+    tpm: str
+    listen: str
+    origins: tuple[str, ...]
+    upstreams: tuple[Upstream, ...]
+
+    def waived(self, today: date) -> frozenset[str]:
+        """The guarantees given up and not expired."""
+        return frozenset(
+            w.guarantee for w in self.waivers if w.expires is None or today <= w.expires
+        )
+
+    def upstream(self, name: str) -> Upstream | None:
+        """The upstream of that name."""
+        return next((u for u in self.upstreams if u.name == name), None)
+
+
+def load_host(path: Path | str) -> Host:
+    """The host file at `path`. Raises PolicyErrors with every mistake and its line."""
+    return _host(read_document(Path(path), _TABLES, _ARRAYS))
+
+
+def parse_host(text: bytes, file: str = "host.toml") -> Host:
+    """The host file in `text`. Raises PolicyErrors."""
+    return _host(parse_document(text, file, _TABLES, _ARRAYS))
+
+
+def _host(document: Document) -> Host:
+    if document.errors:
+        raise PolicyErrors(document.errors)
+    top = document.top()
+    top.choice("schema", [SCHEMA])
+    top.finish()
+    host = Host(
+        document.file,
+        _paths(_need(document, "paths")),
+        _ids(document.one("ids")),
+        tuple(_waiver(table) for table in document.many("waive")),
+        _tpm(document.one("tpm")),
+        *_gateway(_need(document, "gateway")),
+        tuple(_upstream(table) for table in document.many("upstream")),
+    )
+    for array, key in (("waive", "guarantee"), ("upstream", "name")):
+        _unique(document, array, key)
+    if document.errors:
+        raise PolicyErrors(sorted(document.errors, key=lambda error: error.line))
+    return host
+
+
+def _need(document: Document, name: str) -> Table:
+    table = document.one(name)
+    if table is None:
+        document.fail("missing-key", 1, name, f"[{name}] is missing", f"add a [{name}] table")
+        return Table(document, name, {}, 1, {})
+    return table
+
+
+def _paths(table: Table) -> Paths:
+    def path(key: str, default: str | None = None) -> str:
+        found = table.string(key, _PATH, default, "an absolute path")
+        if {".", ".."} & set(found.split("/")):
+            table.fail("bad-value", key, f"{found} holds . or ..", "write the plain path")
+        return found
+
+    paths = Paths(
+        path("app"),
+        path("runtime"),
+        path("policies"),
+        path("state", "/var/lib/anchorhold"),
+        path("run", "/run/anchorhold"),
+    )
+    table.finish()
+    return paths
+
+
+def _ids(table: Table | None) -> int:
+    if table is None:
+        return 1879050000
+    base = table.integer("base", 65536, 0x7FFF_0000)
+    table.finish()
+    return base
+
+
+def _waiver(table: Table) -> Waiver:
+    guarantee = table.rule = table.choice("guarantee", GUARANTEES)
+    waiver = Waiver(
+        guarantee,
+        table.string("why"),
+        table.line,
+        table.string("owner", default=""),
+        table.day("expires", required=False),
+    )
+    table.finish()
+    return waiver
+
+
+def _tpm(table: Table | None) -> str:
+    if table is None:
+        return "auto"
+    mode = table.choice("mode", ("auto", "device", "swtpm"))
+    table.finish()
+    return mode
+
+
+def _gateway(table: Table) -> tuple[str, tuple[str, ...]]:
+    listen = table.string("listen", _ADDRESS, what='an address such as "127.0.0.1:8443"')
+    if listen:
+        import ipaddress
+
+        address, _, port = listen.rpartition(":")
+        try:
+            ipaddress.ip_address(address.strip("[]"))
+            valid = 0 < int(port) < 65536
+        except ValueError:
+            valid = False
+        if not valid:
+            table.fail("bad-value", "listen", f"{listen} is no address", "write ADDRESS:PORT")
+    origins = table.strings("origins", _ORIGIN, what='an origin such as "https://host:8443"')
+    table.finish()
+    return listen, origins
+
+
+def _upstream(table: Table) -> Upstream:
+    name = table.rule = table.string("name", RULE_ID, what="a name in a-z, 0-9 and -")
+    if table.has("workload") == table.has("host"):
+        table.fail("one-target", "workload", "not one target", "give either workload or host")
+    inside = table.has("workload")
+    upstream = Upstream(
+        name,
+        table.string("path", r"(/[A-Za-z0-9._-]+)*", "/v1", 'a path such as "/v1"'),
+        table.string("credential", RULE_ID, what="the name of a key in the vault"),
+        table.line,
+        table.string("workload", WORKLOAD, what="a workload id") if inside else None,
+        None if inside else table.string("host", _HOST, what="a host name"),
+        table.integer("port", 1, 65535, None if inside else 443),
+        table.string("header", r"[a-z][a-z0-9-]*", "authorization", "a lower-case header name"),
+        table.string("prefix", r"([A-Za-z]+ )?", "Bearer ", 'such as "Bearer "'),
+    )
+    table.finish()
+    return upstream
+
+
+def _unique(document: Document, array: str, key: str) -> None:
+    seen: dict[object, int] = {}
+    for table in document.many(array):
+        value = table.values.get(key)
+        if isinstance(value, str) and seen.setdefault(value, table.at(key)) != table.at(key):
+            table.fail("duplicate-id", key, f"{value} stands twice", f"first at line {seen[value]}")

@@ -1,0 +1,66 @@
+"""Claims: what a policy says can never happen, proved against its own plan at every compile."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+
+from sandbox.plan import Bind, SandboxPlan, Tmpfs
+from supervisor.host import Host
+from supervisor.policy.files import covers
+from supervisor.policy.model import Claim, Model, Policy, Rule
+
+
+def broken(
+    policy: Policy, rules: Sequence[Rule], plan: SandboxPlan, host: Host
+) -> Iterator[tuple[Claim, str]]:
+    """Every claim that does not hold, with one witness."""
+    for claim in policy.claims:
+        witness = (
+            _file(claim, plan) if claim.path else _net(claim, rules, host) or _call(claim, plan)
+        )
+        if witness:
+            yield claim, witness
+
+
+def _file(claim: Claim, plan: SandboxPlan) -> str | None:
+    path = claim.path or ""
+    for mount in plan.mounts:
+        if isinstance(mount, Bind):
+            target, access = mount.target, set(mount.access)
+        elif isinstance(mount, Tmpfs):
+            target, access = mount.target, {"read", "write"}
+        else:
+            continue
+        granted = access & set(claim.access)
+        if granted and (covers(target, path) or covers(path, target)):
+            return f"{target} is open for {', '.join(sorted(granted))}"
+    return None
+
+
+def _call(claim: Claim, plan: SandboxPlan) -> str | None:
+    allowed = {rule.call for rule in plan.seccomp.main if rule.action == "allow"}
+    witness = sorted(allowed & set(claim.calls))
+    return f"{witness[0]} is allowed" if witness else None
+
+
+def _net(claim: Claim, rules: Sequence[Rule], host: Host) -> str | None:
+    """Models are the only way out; so the hosts of their upstreams are all there is to compare."""
+    if claim.host is None:
+        return None
+    for rule in rules:
+        if not isinstance(rule.permission, Model):
+            continue
+        upstream = host.upstream(rule.permission.upstream)
+        if upstream and upstream.host and _matches(claim.host, upstream.host):
+            return f"upstream {upstream.name} of rule {rule.id} is {upstream.host}"
+    return None
+
+
+def _matches(pattern: str, host: str) -> bool:
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:])
+    try:
+        return ipaddress.ip_address(host.strip("[]")) in ipaddress.ip_network(pattern)
+    except ValueError:
+        return host == pattern

@@ -1,0 +1,46 @@
+"""Kernel constants that group files may name. Sources: the uapi headers named beside each block."""
+
+from __future__ import annotations
+
+CONSTANTS: dict[str, int] = {
+    # linux/socket.h
+    "AF_UNIX": 1,
+    "AF_INET": 2,
+    "AF_INET6": 10,
+    # linux/prctl.h
+    "PR_GET_DUMPABLE": 3,
+    "PR_SET_DUMPABLE": 4,
+    "PR_SET_NAME": 15,
+    "PR_GET_NAME": 16,
+    "PR_CAPBSET_READ": 23,
+    "PR_GET_SECUREBITS": 27,
+    "PR_GET_NO_NEW_PRIVS": 39,
+    "PR_SET_VMA": 0x53564D41,
+    "PR_GET_MDWE": 66,
+    # asm-generic/ioctls.h
+    "TCGETS": 0x5401,
+    "TIOCSTI": 0x5412,
+    "TIOCGWINSZ": 0x5413,
+    "FIONREAD": 0x541B,
+    "TIOCLINUX": 0x541C,
+    "FIONBIO": 0x5421,
+    "TIOCSETD": 0x5423,
+    "FIONCLEX": 0x5450,
+    "FIOCLEX": 0x5451,
+    # linux/perf_event.h
+    "PERF_EVENT_IOC_ENABLE": 0x2400,
+    "PERF_EVENT_IOC_DISABLE": 0x2401,
+    "PERF_EVENT_IOC_SET_BPF": 0x40042408,
+    # linux/sched.h
+    "CLONE_NEWTIME": 0x00000080,
+    "CLONE_NEWNS": 0x00020000,
+    "CLONE_NEWCGROUP": 0x02000000,
+    "CLONE_NEWUTS": 0x04000000,
+    "CLONE_NEWIPC": 0x08000000,
+    "CLONE_NEWUSER": 0x10000000,
+    "CLONE_NEWPID": 0x20000000,
+    "CLONE_NEWNET": 0x40000000,
+    # linux/personality.h
+    "PER_LINUX": 0,
+    "PER_QUERY": 0xFFFFFFFF,
+}

@@ -1,0 +1,90 @@
+"""Compiled policies to what the proxies and the broker are told: plain JSON data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor.host import Host, Upstream
+from supervisor.policy.plans import CompiledPolicy
+
+_LIMITS = {"head_max": 16384, "head_timeout": 5.0, "idle_timeout": 60.0, "connections": 256}
+ISSUER = "anchorhold"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one name means to the socket broker: a port of a workload, or of a declared host."""
+
+    name: str
+    workload: str | None
+    host: str | None
+    port: int
+
+
+def egress_config(compiled: Mapping[str, CompiledPolicy], host: Host) -> dict[str, Any]:
+    """The egress proxy's configuration: every upstream, and the workloads that may call models."""
+    return {
+        "upstreams": {upstream.name: _upstream(upstream) for upstream in host.upstreams},
+        "workloads": {
+            workload: one.egress for workload, one in sorted(compiled.items()) if one.egress
+        },
+    }
+
+
+def ingress_config(
+    compiled: Mapping[str, CompiledPolicy], host: Host, jwt_keys: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
+    """The gateway's configuration. `jwt_keys`: {"kid", "x"} each, x the raw Ed25519 public key."""
+    return {
+        "audience_prefix": "",
+        "issuer": ISSUER,
+        "origins": list(host.origins),
+        "keys": [{"kid": key["kid"], "x": key["x"]} for key in jwt_keys],
+        "routes": [
+            {
+                "protocol": route.protocol,
+                "workload": workload,
+                "target": route.target,
+                "body_max": route.body_max,
+                "upgrade": route.upgrade,
+                "file": route.source.file,
+                "rule": route.source.rule,
+                "line": route.source.line,
+                "digest": one.digest,
+            }
+            for workload, one in sorted(compiled.items())
+            for route in one.routes
+        ],
+        "limits": dict(_LIMITS),
+    }
+
+
+def broker_targets(
+    compiled: Mapping[str, CompiledPolicy], host: Host
+) -> dict[str, dict[str, Target]]:
+    """What each proxy may dial: by service id, then by target name. Anything else is refused."""
+    upstreams = {
+        f"upstream.{u.name}": Target(f"upstream.{u.name}", u.workload, u.host, u.port)
+        for u in host.upstreams
+    }
+    routes = {
+        route.target: Target(route.target, workload, None, route.port)
+        for workload, one in sorted(compiled.items())
+        for route in one.routes
+    }
+    return {"service.egress": upstreams, "service.ingress": routes}
+
+
+def _upstream(upstream: Upstream) -> dict[str, Any]:
+    return {
+        "scheme": upstream.scheme,
+        "host": "127.0.0.1" if upstream.workload else upstream.host,
+        "port": upstream.port,
+        "path": upstream.path,
+        "target": f"upstream.{upstream.name}",
+        "credential": upstream.credential,
+        "header": upstream.header,
+        "prefix": upstream.prefix,
+    }
