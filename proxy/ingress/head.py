@@ -51,12 +51,8 @@ class Head:
         return [token for part in lines.split(b",") if (token := part.strip())]
 
     def forwarded(self) -> list[tuple[bytes, bytes]]:
-        """The client's headers that an adapter may see. Refusal 400 for bytes outside ASCII."""
-        kept = [(name, value) for name, value in self.headers if name in _FORWARDED]
-        for name, value in kept:
-            if not value.isascii():
-                raise _bad("header_value", f"The header {name.decode()} holds bytes outside ASCII.")
-        return kept
+        """The client's headers that an adapter may see."""
+        return [(name, value) for name, value in self.headers if name in _FORWARDED]
 
 
 async def read(reader: asyncio.StreamReader, limit: int, seconds: float) -> bytes:
@@ -116,6 +112,9 @@ def parse(data: bytes, http: h11.Connection) -> Head:
     for name in names:
         if name in _ONCE and names.count(name) > 1:
             raise _bad("duplicate_header", f"The header {name.decode()} may occur once.")
+    for name, value in event.headers:
+        if not value.isascii() and (name in _FORWARDED or name == b"sec-websocket-protocol"):
+            raise _bad("header_value", f"The header {name.decode()} holds bytes outside ASCII.")
     head = Head(event.method, event.target, tuple(event.headers))
     _framing(head, raw)
     return head

@@ -83,8 +83,9 @@ class Gateway:
             reason = await self._request(client, reader, ledger)
             if ledger.method is not None:
                 self._ended(ledger, "failed" if reason else "allowed", reason)
-            if client.http.their_state in (h11.SEND_BODY, h11.ERROR):
-                await client.linger()  # the adapter answered before it had the whole body
+            # The client may still be sending: after a Close frame, or an answer before its body.
+            if reason or client.http.their_state in (h11.SEND_BODY, h11.ERROR):
+                await client.linger()
             await client.finish()
         except Refusal as no:
             await self._refuse(client, ledger, no)
@@ -164,9 +165,7 @@ class Gateway:
                 return None
             if await websocket.handshake(client, adapter, parsed, target, route, limits, ledger):
                 tunnel = websocket.Tunnel(client, adapter, route, limits, ledger)
-                reason = await tunnel.run(claims.exp)
-                await client.linger()
-                return reason
+                return await tunnel.run(claims.exp)
             return None
         finally:
             adapter.abort()
