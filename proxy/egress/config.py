@@ -1,0 +1,192 @@
+"""The egress proxy's configuration: strict JSON from the policy compiler, as frozen data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from proxy.errors import ConfigError
+
+CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
+_PLACEHOLDER = re.compile(r"anchorhold-placeholder-[0-9a-f]{32}")
+_HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
+_HEADER = re.compile(r"[a-z0-9-]{1,64}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One declared model server. `target` is what the broker is asked to dial."""
+
+    name: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+    target: str
+    credential: str | None
+    header: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The permission to use one model: which upstream, and the policy rule that says so."""
+
+    name: str
+    upstream: str
+    rule: str
+    line: int
+    redact: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one workload may do. Sizes in bytes, `timeout` in seconds."""
+
+    id: str
+    placeholder: str
+    digest: str
+    file: str
+    models: dict[str, Grant]
+    body_max: int
+    concurrent: int
+    timeout: float
+
+    def rule(self, grant: Grant | None) -> dict[str, object] | None:
+        """Return the audit record's `rule` object, None where no rule decided."""
+        if grant is None:
+            return None
+        return {"file": self.file, "id": grant.rule, "line": grant.line, "digest": self.digest}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything the proxy is told at launch. `ca_file` holds the trust anchors for TLS."""
+
+    upstreams: dict[str, Upstream]
+    workloads: dict[str, Workload]
+    ca_file: str = CA_FILE
+
+
+def parse(data: bytes, redact_classes: frozenset[str]) -> Config:
+    """Parse and check the configuration; ConfigError names the field that is wrong."""
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise ConfigError(f"The configuration is not JSON: {error}.") from None
+    top = _fields(document, "", {"upstreams", "workloads"}, {"ca_file"})
+    upstreams = _each(top["upstreams"], "upstreams", _upstream)
+    workloads = _each(top["workloads"], "workloads", _workload)
+    for workload in workloads.values():
+        for grant in workload.models.values():
+            where = f"workloads.{workload.id}.models.{grant.name}"
+            if grant.upstream not in upstreams:
+                raise ConfigError(f"{where}: no upstream is called {grant.upstream}.")
+            if grant.redact not in redact_classes:
+                known = ", ".join(sorted(redact_classes))
+                raise ConfigError(f"{where}: redact is one of {known}, not {grant.redact}.")
+    placeholders = [workload.placeholder for workload in workloads.values()]
+    if len(set(placeholders)) != len(placeholders):
+        raise ConfigError("workloads: two workloads share one placeholder.")
+    ca_file = top.get("ca_file", CA_FILE)
+    return Config(upstreams, workloads, _is(ca_file, str, "ca_file"))
+
+
+def _upstream(name: str, value: object, at: str) -> Upstream:
+    needed = {"scheme", "host", "port", "path", "target", "credential", "header", "prefix"}
+    field = _fields(value, at, needed)
+    if field["scheme"] not in ("http", "https"):
+        raise ConfigError(f"{at}.scheme is http or https.")
+    credential = field["credential"]
+    if credential is not None:
+        _is(credential, str, f"{at}.credential")
+    prefix = _is(field["prefix"], str, f"{at}.prefix")
+    if not prefix.isascii() or (prefix and not prefix.isprintable()):
+        raise ConfigError(f"{at}.prefix is not printable ASCII.")
+    return Upstream(
+        name=name,
+        scheme=field["scheme"],
+        host=_like(field["host"], _HOST, f"{at}.host"),
+        port=_between(field["port"], 1, 65535, f"{at}.port"),
+        path=_like(field["path"], _PATH, f"{at}.path"),
+        target=_is(field["target"], str, f"{at}.target"),
+        credential=credential,
+        header=_like(field["header"], _HEADER, f"{at}.header"),
+        prefix=prefix,
+    )
+
+
+def _workload(name: str, value: object, at: str) -> Workload:
+    needed = {"placeholder", "digest", "file", "models", "body_max", "concurrent", "timeout"}
+    field = _fields(value, at, needed)
+    grants: dict[str, Grant] = {}
+    for index, item in enumerate(_is(field["models"], list, f"{at}.models")):
+        grant = _grant(item, f"{at}.models[{index}]")
+        if grant.name in grants:
+            raise ConfigError(f"{at}.models names {grant.name} twice.")
+        grants[grant.name] = grant
+    timeout = field["timeout"]
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
+        raise ConfigError(f"{at}.timeout is a number of seconds up to 3600.")
+    return Workload(
+        id=name,
+        placeholder=_like(field["placeholder"], _PLACEHOLDER, f"{at}.placeholder"),
+        digest=_is(field["digest"], str, f"{at}.digest"),
+        file=_is(field["file"], str, f"{at}.file"),
+        models=grants,
+        body_max=_between(field["body_max"], 1, 64 * 1024 * 1024, f"{at}.body_max"),
+        concurrent=_between(field["concurrent"], 1, 1024, f"{at}.concurrent"),
+        timeout=float(timeout),
+    )
+
+
+def _grant(value: object, at: str) -> Grant:
+    field = _fields(value, at, {"name", "upstream", "rule", "line", "redact"})
+    return Grant(
+        name=_is(field["name"], str, f"{at}.name"),
+        upstream=_is(field["upstream"], str, f"{at}.upstream"),
+        rule=_is(field["rule"], str, f"{at}.rule"),
+        line=_between(field["line"], 1, 1_000_000, f"{at}.line"),
+        redact=_is(field["redact"], str, f"{at}.redact"),
+    )
+
+
+def _each(value: object, at: str, build: Callable[[str, object, str], _T]) -> dict[str, _T]:
+    table: dict[str, Any] = _is(value, dict, at)
+    return {name: build(name, item, f"{at}.{name}") for name, item in table.items()}
+
+
+def _fields(
+    value: object, at: str, needed: set[str], optional: set[str] | None = None
+) -> dict[str, Any]:
+    table: dict[str, Any] = _is(value, dict, at or "the document")
+    for name in sorted(needed - table.keys()):
+        raise ConfigError(f"{at or 'the document'} lacks {name}.")
+    for name in sorted(table.keys() - needed - (optional or set())):
+        raise ConfigError(f"{at or 'the document'} has the unknown field {name}.")
+    return table
+
+
+def _is(value: object, kind: type[_T], at: str) -> _T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{at} is not a {kind.__name__}.")
+    return value
+
+
+def _like(value: object, pattern: re.Pattern[str], at: str) -> str:
+    text = _is(value, str, at)
+    if not pattern.fullmatch(text):
+        raise ConfigError(f"{at} does not have the form {pattern.pattern}.")
+    return text
+
+
+def _between(value: object, low: int, high: int, at: str) -> int:
+    number = _is(value, int, at)
+    if not low <= number <= high:
+        raise ConfigError(f"{at} lies outside {low} to {high}.")
+    return number

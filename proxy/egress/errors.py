@@ -1,0 +1,79 @@
+"""Every answer "no" of the egress proxy: one table of codes, and the exception that carries one."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from proxy.errors import ProxyError
+
+
+class Kind(NamedTuple):
+    """What a code means to a client: HTTP status, OpenAI error type, and what to do about it."""
+
+    status: int
+    type: str
+    fix: str
+
+
+_REQUEST, _DENIED = "invalid_request_error", "permission_error"
+_UPSTREAM, _OURS = "upstream_error", "api_error"
+
+CODES: dict[str, Kind] = {
+    "credential_missing": Kind(401, "authentication_error", "Send the placeholder as Bearer."),
+    "credential_mismatch": Kind(403, _DENIED, "Use the placeholder of this workload, only there."),
+    "route_not_allowed": Kind(
+        403, _DENIED, "Only POST /v1/chat/completions and GET /v1/models exist, without a query."
+    ),
+    "model_not_allowed": Kind(403, _DENIED, "Ask for a listed model, or have the policy changed."),
+    "body_too_large": Kind(413, _REQUEST, "Send less, or raise body_max in the policy."),
+    "body_too_deep": Kind(413, _REQUEST, "Nest the JSON less deeply."),
+    "body_slow": Kind(408, _REQUEST, "Send the body without pauses."),
+    "unsupported_type": Kind(415, _REQUEST, "Send application/json, UTF-8."),
+    "unsupported_encoding": Kind(415, _REQUEST, "Send the body uncompressed."),
+    "invalid_json": Kind(400, _REQUEST, "Send one JSON object without duplicate keys."),
+    "too_many_requests": Kind(429, "rate_limit_error", "Wait for a request of yours to end."),
+    "vault_locked": Kind(503, _OURS, "Unlock the vault; see anchorhold status."),
+    "credential_absent": Kind(503, _OURS, "Add the key with anchorhold keys add."),
+    "audit_unwritable": Kind(503, _OURS, "Free space on the volume that holds the audit log."),
+    "scan_failed": Kind(502, _OURS, "Nothing was passed on; report this as a defect."),
+    "internal_error": Kind(500, _OURS, "The audit log names the place; report it as a defect."),
+    "upstream_unreachable": Kind(502, _UPSTREAM, "Check that the model server is up."),
+    "upstream_disconnected": Kind(502, _UPSTREAM, "Try again; the model server hung up."),
+    "upstream_timeout": Kind(504, _UPSTREAM, "Try again, or raise the timeout in the policy."),
+    "upstream_error": Kind(502, _UPSTREAM, "The model server refused; see its own log."),
+    "upstream_invalid": Kind(502, _UPSTREAM, "The model server must answer as declared."),
+    "redirect_refused": Kind(502, _UPSTREAM, "Declare the final address in the host file."),
+}
+
+
+class Refusal(ProxyError):
+    """A request ends here. `message` names no value from the request, only names and places.
+
+    `rule` is set where a policy rule decided; `status` differs from the table's only for
+    upstream_error, which repeats the upstream's own.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, status: int | None = None, by_rule: bool = False
+    ) -> None:
+        kind = CODES[code]
+        super().__init__(message, fix=kind.fix)
+        self.code = code
+        self.type = kind.type
+        self.status = status or kind.status
+        self.by_rule = by_rule
+
+    def body(self) -> bytes:
+        """Return the error as OpenAI-shaped JSON."""
+        return json.dumps({"error": self.payload()}).encode("ascii")
+
+    def payload(self) -> dict[str, str | None]:
+        """Return the inner error object; also used in an SSE error event."""
+        text = f"{self.message} {self.fix}".strip()
+        return {"message": text, "type": self.type, "code": self.code, "param": None}
+
+
+def unrecorded() -> Refusal:
+    """Return the refusal for a request whose audit record cannot be written."""
+    return Refusal("audit_unwritable", "The audit log cannot be written.")

@@ -1,0 +1,292 @@
+"""One completion, top to bottom: authorise, mask, record, inject the key, send, mask, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from proxy.audit import AuditLog, AuditUnwritable
+
+from . import authorize, reply
+from .config import Config, Grant, Upstream, Workload
+from .errors import Refusal, unrecorded
+from .guard import KeyGuard
+from .keys import KeyRing
+from .redaction.json_walk import JsonInvalid, JsonTooDeep, parse, rewrite
+from .redaction.scan import ScanFailed, Scanner
+from .redaction.stream import HoldBack
+from .redaction.text import Masker
+from .sse import StreamInvalid
+from .upstream import Upstreams
+
+BODY_TIME = 30.0
+_MARK = "anchorhold-placeholder-"
+_REQUEST_ID = re.compile(rb"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every request needs; one of it in the process."""
+
+    config: Config
+    ring: KeyRing
+    guard: KeyGuard
+    scanner: Scanner
+    hold: HoldBack
+    upstreams: Upstreams
+    audit: AuditLog
+    placeholders: tuple[str, ...]
+
+
+class ClientGone(Exception):
+    """The workload closed its connection; nothing is left to answer."""
+
+
+class Exchange:
+    """One request of one workload. `run` answers it and writes its audit records, whatever happens.
+
+    Two records: ``admission`` before the first byte leaves, so that nothing is sent that cannot be
+    recorded, and ``completion`` with the outcome.
+    """
+
+    def __init__(self, services: Services, workload: Workload, scope: Scope) -> None:
+        self.services = services
+        self.workload = workload
+        self.headers: authorize.Headers = scope["headers"]
+        ids = [v for k, v in self.headers if k == b"x-request-id" and _REQUEST_ID.fullmatch(v)]
+        self.id = ids[0].decode("ascii") if ids else os.urandom(8).hex()
+        self.began = time.monotonic()
+        self.grant: Grant | None = None
+        self.outgoing: Masker | None = None
+        self.incoming: Masker | None = None
+        self.status = 0
+        self.stream = False
+        self.started = False
+        self.size_in = self.size_out = 0
+        self.header_keys = 0
+        self.usage: dict[str, Any] | None = None
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        """Answer the request. Raises nothing but cancellation by the server's own end."""
+        refusal: Refusal | None = None
+        try:
+            await self._complete(receive, send)
+            return
+        except ClientGone:
+            with contextlib.suppress(AuditUnwritable):  # nobody is left to be told
+                self.record("completion", "failed", "client_gone")
+            return
+        except Refusal as error:
+            refusal = error
+        except AuditUnwritable:
+            refusal = unrecorded()
+        except ScanFailed:
+            refusal = Refusal("scan_failed", "The scanner did not finish.")
+        except Exception as error:
+            # Neither message nor traceback: both may quote the request.
+            refusal = Refusal("internal_error", f"{type(error).__name__} at {place(error)}.")
+        try:
+            self._refused(refusal)
+        except AuditUnwritable:
+            refusal = unrecorded()
+        if self.started:
+            await reply.send_stream_error(send, refusal)
+        else:
+            await reply.send_refusal(send, refusal, self.id)
+
+    async def _complete(self, receive: Receive, send: Send) -> None:
+        services, workload = self.services, self.workload
+        authorize.check_credential(self.headers, workload)
+        authorize.check_stray(self.headers, services.placeholders)
+        self.header_keys = authorize.live_keys(self.headers, services.guard)
+        authorize.check_head(self.headers, workload)
+        body = await self._body(receive)
+        text, document = _document(body)
+        model, self.stream = _asked(document)
+        shown = Masker(services.scanner, services.guard, "strict").text(model[:80])
+        self.grant = authorize.grant_for(model, workload, shown)
+        self.outgoing = Masker(services.scanner, services.guard, self.grant.redact)
+        self.incoming = Masker(services.scanner, services.guard, self.grant.redact)
+        if services.ring.locked:
+            raise Refusal("vault_locked", "The vault has not been unlocked.")
+        masked = rewrite(text, self._mask_outgoing)
+        upstream = services.config.upstreams[self.grant.upstream]
+        self.record("admission", "allowed", None)
+        await self._forward(upstream, masked.encode("utf-8"), receive, send)
+
+    async def _forward(self, upstream: Upstream, body: bytes, receive: Receive, send: Send) -> None:
+        """Send the masked body on and answer with what comes back; stop when the client goes."""
+        task = asyncio.current_task()
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone = True
+            if task is not None:
+                task.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            response = await self.services.upstreams.post(
+                upstream, self._upstream_headers(upstream), body, self.workload.timeout
+            )
+            try:
+                await reply.relay(self, upstream, response, send)
+            except StreamInvalid as error:
+                raise Refusal("upstream_invalid", f"{upstream.name}: {error}.") from None
+            finally:
+                # Cancels what the upstream still sends; a finished response went to the pool.
+                response.close() if not response.content.at_eof() else response.release()
+        except asyncio.CancelledError:
+            if gone and task is not None:
+                task.uncancel()
+                raise ClientGone from None
+            raise
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+    def finish(self) -> None:
+        """Write the outcome's record; called before the last byte of the answer is sent."""
+        self.record("completion", "allowed", None)
+
+    def _mask_outgoing(self, text: str, before: str) -> str:
+        if _MARK in text and any(mark in text for mark in self.services.placeholders):
+            raise Refusal("credential_mismatch", "A placeholder was found in the body.")
+        assert self.outgoing is not None  # noqa: S101  # set before the first string is masked
+        return self.outgoing.text(text, before)
+
+    def _upstream_headers(self, upstream: Upstream) -> dict[str, str]:
+        """Everything is ours; the key is read here, as late as possible, and kept nowhere."""
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream" if self.stream else "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "anchorhold",
+        }
+        if upstream.credential is not None:
+            if upstream.credential not in self.services.ring:
+                raise Refusal("credential_absent", f"The vault has no key {upstream.credential}.")
+            key = str(self.services.ring.value(upstream.credential), "latin-1")
+            if not key.isascii() or not key.isprintable():
+                raise Refusal("credential_absent", f"{upstream.credential} cannot be a header.")
+            headers[upstream.header] = upstream.prefix + key
+        return headers
+
+    async def _body(self, receive: Receive) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_TIME):
+                while True:
+                    message: Message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    body += message.get("body", b"")
+                    self.size_in = len(body)
+                    if len(body) > self.workload.body_max:
+                        raise authorize.too_large(self.workload)
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise Refusal("body_slow", f"The body took longer than {BODY_TIME:g} s.") from None
+
+    def _refused(self, refusal: Refusal) -> None:
+        self.status = refusal.status
+        verdict = "failed" if refusal.status >= 500 else "refused"
+        detail = refusal.message if refusal.code == "internal_error" else None
+        self.record("completion", verdict, refusal.code, refusal.by_rule, detail)
+
+    def record(
+        self,
+        event: str,
+        verdict: str,
+        reason: str | None,
+        by_rule: bool = False,
+        detail: str | None = None,
+    ) -> None:
+        """Write one audit record; raises AuditUnwritable."""
+        grant = self.grant
+        if grant is None and by_rule:
+            grant = next(iter(self.workload.models.values()), None)
+        fields: dict[str, object] = {}
+        if self.grant is not None:
+            fields |= {"model": self.grant.name, "upstream": self.grant.upstream}
+        if event == "completion":
+            fields |= {
+                "status": self.status or None,
+                "stream": self.stream,
+                "bytes": {"request": self.size_in, "response": self.size_out},
+                "tokens": _tokens(self.usage),
+                "redacted": self._redacted(),
+                "incidents": self._incidents() or None,
+                "ms": round((time.monotonic() - self.began) * 1000, 3),
+                "detail": detail,
+            }
+        self.services.audit.write(
+            hop="egress",
+            event=event,
+            request=self.id,
+            workload=self.workload.id,
+            verdict=verdict,
+            reason=reason,
+            rule=self.workload.rule(grant),
+            **fields,
+        )
+
+    def _redacted(self) -> dict[str, dict[str, int]]:
+        sides = {"request": self.outgoing, "response": self.incoming}
+        return {name: side.tally.as_record() if side else {} for name, side in sides.items()}
+
+    def _incidents(self) -> int:
+        sides = [side for side in (self.outgoing, self.incoming) if side]
+        return self.header_keys + sum(side.tally.live_keys for side in sides)
+
+
+def place(error: BaseException) -> str:
+    """Return where `error` arose, as file:line."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "an unknown place"
+    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"  # noqa: PTH119
+
+
+def _document(body: bytes) -> tuple[str, Any]:
+    try:
+        text = body.decode("utf-8")
+        return text, parse(text)
+    except UnicodeDecodeError:
+        raise Refusal("invalid_json", "The body is not UTF-8.") from None
+    except JsonTooDeep as error:
+        raise Refusal("body_too_deep", f"The body is {error}.") from None
+    except JsonInvalid as error:
+        raise Refusal("invalid_json", f"The body is not JSON: {error}.") from None
+
+
+def _asked(document: Any) -> tuple[str, bool]:
+    if not isinstance(document, dict):
+        raise Refusal("invalid_json", "The body is not a JSON object.")
+    model, stream = document.get("model"), document.get("stream")
+    if not isinstance(model, str) or not isinstance(document.get("messages"), list):
+        raise Refusal("invalid_json", "The body needs model (a string) and messages (a list).")
+    if stream not in (True, False, None):
+        raise Refusal("invalid_json", "stream is true or false.")
+    return model, bool(stream)
+
+
+def _tokens(usage: dict[str, Any] | None) -> dict[str, int] | None:
+    if not usage:
+        return None
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {name: usage[name] for name in names if isinstance(usage.get(name), int)} or None

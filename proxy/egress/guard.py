@@ -1,0 +1,111 @@
+"""The exact-match guard: finds the keys in use, in clear or encoded, in anything that passes.
+
+The keys stay in secret memory. What this object keeps is too little to be worth stealing: of each
+written form a fragment of six characters from its middle and its first three. A fragment seen in
+a text is only then compared with the key itself, read for that moment.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from ahocorasick_rs import AhoCorasick
+
+from .keys import KeyRing
+
+MASK = "[REDACTED:live-key]"
+_FRAGMENT, _HEAD = 6, 3
+_EDGES_FROM = 32  # keys from this length on are also found when an upstream echoes only an end
+
+
+class KeyGuard:
+    """Masks every form of every key of `ring`; call `refresh` after the ring was loaded."""
+
+    __slots__ = ("_fragments", "_heads", "_longest", "_owners", "_ring")
+
+    def __init__(self, ring: KeyRing) -> None:
+        self._ring = ring
+        self._fragments: AhoCorasick | None = None
+        self._owners: list[str] = []
+        self._heads: re.Pattern[str] | None = None
+        self._longest = 0
+
+    def refresh(self) -> None:
+        """Take the fragments anew from the keys now in the ring."""
+        fragments: dict[str, str] = {}
+        heads: set[str] = set()
+        self._longest = 0
+        for name in self._ring:
+            for form in _forms(self._ring, name):
+                middle = max(0, (len(form) - _FRAGMENT) // 2)
+                fragments.setdefault(form[middle : middle + _FRAGMENT], name)
+                heads.add(form[:_HEAD])
+                self._longest = max(self._longest, len(form))
+        self._owners = sorted(set(fragments.values()))
+        self._fragments = AhoCorasick(list(fragments)) if fragments else None
+        # At the end of a text also one or two characters may be the beginning of a key.
+        ends = {re.escape(head[:n]) + r"\Z" for head in heads for n in range(1, len(head))}
+        parts = [re.escape(head) for head in sorted(heads)] + sorted(ends)
+        self._heads = re.compile("|".join(parts)) if parts else None
+
+    def mask(self, text: str) -> tuple[str, int]:
+        """Return `text` with every key masked, and how many were found (0: the same object)."""
+        if self._fragments is None or not self._fragments.find_matches_as_indexes(text):
+            return text, 0
+        found = 0
+        for name in self._owners:
+            for form in sorted(_forms(self._ring, name), key=len, reverse=True):
+                times = text.count(form)
+                if times:
+                    found += times
+                    text = text.replace(form, MASK)
+        return text, found
+
+    def holds(self, text: str) -> int:
+        """Return where in `text` an unfinished key may begin; len(text) when nowhere."""
+        if self._heads is None:
+            return len(text)
+        forms: list[str] | None = None
+        for match in self._heads.finditer(text, max(0, len(text) - self._longest)):
+            tail = text[match.start() :]
+            if forms is None:
+                forms = [form for name in self._owners for form in _forms(self._ring, name)]
+            if any(form.startswith(tail) for form in forms):
+                return match.start()
+        return len(text)
+
+
+def _forms(ring: KeyRing, name: str) -> Iterator[str]:
+    """Yield the key as it may be written; each is garbage as soon as the caller is done."""
+    raw = bytes(ring.value(name))
+    text = raw.decode("utf-8", "surrogateescape")
+    seen = {text}
+    yield text
+    if len(text) >= _EDGES_FROM:
+        # 16 at the front, since providers' fixed beginnings are up to 12 characters long.
+        yield from (text[:16], text[-12:])
+    for other in (
+        json.dumps(text)[1:-1],
+        quote(raw, safe=""),
+        html.escape(text),
+        raw.hex(),
+        raw.hex().upper(),
+        *_base64(raw),
+    ):
+        if other not in seen:
+            seen.add(other)
+            yield other
+
+
+def _base64(raw: bytes) -> Iterator[str]:
+    """The part of the base64 text that no neighbouring byte changes, at the three alignments."""
+    for shift, lost in ((0, 0), (1, 2), (2, 3)):
+        whole = (shift + len(raw)) * 8 // 6
+        padded = bytes(shift) + raw
+        yield base64.b64encode(padded)[lost:whole].decode("ascii")
+        yield base64.urlsafe_b64encode(padded)[lost:whole].decode("ascii")

@@ -1,0 +1,122 @@
+"""One pass of hyperscan over a text, then a close look only where it pointed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import hyperscan
+
+from proxy.errors import ProxyError
+
+from .checks import entropy, harmless
+from .rules import Rule, RuleBook, RulesInvalid
+
+WINDOW = 400  # characters looked at on both sides of a hit
+NEAR = 60  # how far before a match its keyword may stand
+SHORTEST = 8
+
+
+class ScanFailed(ProxyError):  # reads as a sentence where it is raised
+    """The scanner could not do its work; nothing that it was given may pass."""
+
+    code = "scan_failed"
+
+
+class Finding(NamedTuple):
+    """`text[start:end]` is a secret of the kind `rule`."""
+
+    start: int
+    end: int
+    rule: Rule
+
+
+class Scanner:
+    """All rules in one hyperscan database. For one thread: a scratch space serves one scan.
+
+    Only end offsets are asked for (start offsets would refuse many patterns); the span comes from
+    the rule's `re` in a window round the end.
+    """
+
+    def __init__(self, book: RuleBook) -> None:
+        self.book = book
+        self._database = hyperscan.Database()
+        flags = [hyperscan.HS_FLAG_CASELESS if rule.caseless else 0 for rule in book.rules]
+        try:
+            self._database.compile(
+                expressions=[rule.pattern.encode("ascii") for rule in book.rules],
+                ids=list(range(len(book.rules))),
+                elements=len(book.rules),
+                flags=flags,
+            )
+        except (hyperscan.error, UnicodeEncodeError) as error:
+            raise RulesInvalid(f"The rules do not compile: {error}.") from None
+        self._database.scratch = hyperscan.Scratch(self._database)
+
+    def find(self, text: str, groups: frozenset[str]) -> list[Finding]:
+        """Return what `text` holds of the rule groups named, in order and without overlap.
+
+        Raises ScanFailed.
+        """
+        if len(text) < SHORTEST:
+            return []
+        hits: list[tuple[int, int]] = []
+        data = text.encode("utf-8", "surrogatepass")
+        try:
+            self._database.scan(data, match_event_handler=_collect, context=hits)
+        except hyperscan.error as error:
+            raise ScanFailed(f"hyperscan: {type(error).__name__}.") from None
+        if not hits:
+            return []
+        windows: dict[int, list[list[int]]] = {}
+        for number, end in hits:
+            if self.book.rules[number].group not in groups:
+                continue
+            # Bytes never undercount characters, so this window is wide enough for any text.
+            at = end if len(data) == len(text) else len(data[:end].decode("utf-8", "ignore"))
+            spans = windows.setdefault(number, [])
+            if spans and at - WINDOW <= spans[-1][1]:
+                spans[-1][1] = max(spans[-1][1], at + WINDOW)
+            else:
+                spans.append([max(0, at - WINDOW), at + WINDOW])
+        found: list[Finding] = []
+        for number, spans in windows.items():
+            rule = self.book.rules[number]
+            for start, end in spans:
+                found += _confirmed(rule, text, start, len(text) if rule.hold == "block" else end)
+        return _disjoint(found)
+
+
+def _collect(number: int, _start: int, end: int, _flags: int, hits: object) -> None:
+    assert isinstance(hits, list)  # noqa: S101  # the context handed to scan()
+    hits.append((number, end))
+
+
+def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
+    found = []
+    for match in rule.confirm.finditer(text, start, end):
+        if rule.keywords:
+            near = text[max(0, match.start() - NEAR) : match.end()].lower()
+            if not any(word in near for word in rule.keywords):
+                continue
+        group = "secret" if "secret" in rule.confirm.groupindex else 0
+        value = match[group]
+        if harmless(value) or (rule.entropy and entropy(value) < rule.entropy):
+            continue
+        size = rule.check(value) if rule.check else len(value)
+        if size:
+            found.append(Finding(match.start(group), match.start(group) + size, rule))
+    return found
+
+
+def _disjoint(found: list[Finding]) -> list[Finding]:
+    """Merge what overlaps; the more telling kind names the whole."""
+    found.sort(key=lambda item: (item.start, -item.end))
+    merged: list[Finding] = []
+    for item in found:
+        if merged and item.start < merged[-1].end:
+            last = merged[-1]
+            rule = item.rule if last.rule.generic and not item.rule.generic else last.rule
+            merged[-1] = Finding(last.start, max(last.end, item.end), rule)
+        else:
+            merged.append(item)
+    return merged

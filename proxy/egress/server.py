@@ -1,0 +1,205 @@
+"""The process: sockets arrive over the control socket, and each becomes a workload's server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from typing import Any
+
+from uvicorn.server import ServerState
+
+from proxy.audit import AuditLog, AuditUnwritable
+from proxy.dial import Broker
+from proxy.errors import ProxyError
+
+from .config import Config
+from .control import Answer, Control, ControlError
+from .exchange import Services, place
+from .guard import KeyGuard
+from .keys import KeyRing
+from .logs import LogPump
+from .protocol import config_for
+from .redaction.scan import Scanner
+from .redaction.stream import HoldBack
+from .routes import WorkloadApp
+from .upstream import Upstreams
+
+GRACE = 1.5  # seconds that requests under way get after SIGTERM
+_KEYS_TIME = 120.0
+
+
+class EgressServer:
+    """Everything of the process that lives as long as it does."""
+
+    def __init__(self, config: Config, scanner: Scanner, fds: dict[str, int]) -> None:
+        self._config = config
+        self._audit = AuditLog(fds["audit"])
+        self._ring = KeyRing()
+        broker = socket.socket(fileno=fds["broker"])
+        self._services = Services(
+            config=config,
+            ring=self._ring,
+            guard=KeyGuard(self._ring),
+            scanner=scanner,
+            hold=HoldBack(scanner.book),
+            upstreams=Upstreams(config, Broker(broker)),
+            audit=self._audit,
+            placeholders=tuple(workload.placeholder for workload in config.workloads.values()),
+        )
+        self._control = Control(socket.socket(fileno=fds["control"]), self._handle, self.stop)
+        self._stopping = asyncio.Event()
+        self._listening: dict[str, tuple[socket.socket, ServerState, asyncio.Task[None]]] = {}
+        self._pumps: set[LogPump] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or until the supervisor is gone; ends within two seconds of it."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._control.start()
+        await self._stopping.wait()
+        await self._close()
+
+    def stop(self) -> None:
+        """Begin to end."""
+        self._stopping.set()
+
+    def _handle(self, message: dict[str, Any], handed: list[int]) -> None:
+        """Carry out one control message; raises ControlError."""
+        operations = {
+            "listen": (self._listen, 1),
+            "unlisten": (self._unlisten, 0),
+            "log": (self._log, 2),
+            "keys": (self._keys, 1),
+        }
+        operation, descriptors = operations.get(message["op"], (None, 0))
+        if operation is None:
+            raise ControlError(Answer.UNKNOWN_OPERATION)
+        if message.keys() != ({"op"} if message["op"] == "keys" else {"op", "workload"}):
+            raise ControlError(Answer.MALFORMED)
+        if len(handed) != descriptors:
+            raise ControlError(Answer.WRONG_DESCRIPTORS)
+        operation(message.get("workload"), handed)
+
+    def _listen(self, name: object, handed: list[int]) -> None:
+        workload = self._config.workloads.get(name) if isinstance(name, str) else None
+        if workload is None:
+            raise ControlError(Answer.UNKNOWN_WORKLOAD)
+        sock = socket.socket(fileno=handed.pop())
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.close()
+            raise ControlError(Answer.WRONG_DESCRIPTORS)
+        if workload.id in self._listening:
+            self._unlisten(workload.id, [])
+        sock.setblocking(False)
+        settings, state = config_for(WorkloadApp(self._services, workload)), ServerState()
+        task = asyncio.get_running_loop().create_task(self._serve(sock, settings, state))
+        self._listening[workload.id] = (sock, state, task)
+
+    @staticmethod
+    async def _serve(sock: socket.socket, settings: Any, state: ServerState) -> None:
+        def protocol() -> asyncio.Protocol:
+            return settings.http_protocol_class(settings, state, {})  # type: ignore[no-any-return]  # uvicorn's
+
+        server = await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=128)
+        try:
+            await server.serve_forever()
+        finally:
+            server.close()
+
+    def _unlisten(self, name: object, handed: list[int]) -> None:
+        listening = self._listening.pop(name, None) if isinstance(name, str) else None
+        if listening is None:
+            raise ControlError(Answer.UNKNOWN_WORKLOAD)
+        _, state, task = listening
+        task.cancel()
+        for connection in list(state.connections):
+            connection.shutdown()
+
+    def _log(self, name: object, handed: list[int]) -> None:
+        if not isinstance(name, str) or not name or len(name) > 128:
+            raise ControlError(Answer.MALFORMED)
+        services = self._services
+        pipe, log = handed
+        pump = LogPump(
+            name, pipe, log, services.scanner, services.guard, services.hold, self._lost_lines
+        )
+        handed.clear()
+        self._pumps = {other for other in self._pumps if other.open} | {pump}
+        pump.start()
+
+    def _keys(self, _name: object, handed: list[int]) -> None:
+        """Answered at once: the helper that fills the vault may be started only after this."""
+        sock = socket.socket(fileno=handed.pop())
+        sock.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._receive_keys(sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _receive_keys(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        loop.add_reader(sock.fileno(), wake)
+        verdict, reason = "allowed", None
+        try:
+            async with asyncio.timeout(_KEYS_TIME):
+                await ready
+            _, fds, _, _ = socket.recv_fds(sock, 64, 1, socket.MSG_CMSG_CLOEXEC)
+            try:
+                if len(fds) != 1:
+                    raise ControlError(Answer.WRONG_DESCRIPTORS)
+                self._ring.load(fds[0])
+                self._services.guard.refresh()
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        except (ProxyError, OSError) as error:
+            verdict, reason = "failed", getattr(error, "code", type(error).__name__)
+        finally:
+            loop.remove_reader(sock.fileno())
+            sock.close()
+        self._note(event="keys", verdict=verdict, reason=reason, keys=len(self._ring))
+
+    def _lost_lines(self, workload: str, why: str, lines: int) -> None:
+        self._note(event="log", workload=workload, verdict="failed", reason=why, lines=lines)
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Asyncio's default would print objects, and with them data of requests."""
+        error = context.get("exception")
+        kind = type(error).__name__ if error else "unknown"
+        detail = f"{kind} at {place(error)}" if error else kind
+        self._note(event="defect", verdict="failed", reason="internal_error", detail=detail)
+
+    def _note(self, **record: object) -> None:
+        with contextlib.suppress(AuditUnwritable):  # no request depends on these records
+            self._audit.write(hop="egress", **record)
+
+    async def _close(self) -> None:
+        states = [state for _, state, _ in self._listening.values()]
+        for name in list(self._listening):
+            self._unlisten(name, [])
+        running = {task for state in states for task in state.tasks}
+        if running:
+            _, late = await asyncio.wait(running, timeout=GRACE)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=0.2)
+        for task in self._tasks:
+            task.cancel()
+        for pump in self._pumps:
+            pump.close()
+        self._control.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await self._services.upstreams.close()
