@@ -11,6 +11,7 @@ import ctypes
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ DEVICE = "/dev/tpmrm0"
 _MAGIC = 0x616E63686F723031  # any number that is ours
 _RESPONSE_MAX = 4096
 _HEADER = 10  # tag (2), size (4), return code (4): TPM 2.0 part 1, 18.3
+_CC_FLUSH = 0x165
+_CC_GET_CAPABILITY = 0x17A
 _TIMEOUT = 120.0  # seconds; hardware TPMs were seen to take 30-60 s in a busy boot
 
 _OK = 0
@@ -107,6 +110,26 @@ class UnixTcti(TCTI):  # type: ignore[misc]  # the base class is untyped
         """Close the connection."""
         self._socket.close()
 
+    def flush_leftovers(self) -> None:
+        """Flush what killed predecessors left loaded: there is no resource manager to do it.
+
+        Three forgotten objects or sessions and a TPM takes no more (0x902, 0x903). swtpm serves one
+        connection at a time, so nothing that is loaded now belongs to anyone. Raises OSError.
+        """
+        for first in (0x8000_0000, 0x0200_0000):  # transient objects, loaded sessions
+            answer = self._ask(struct.pack("!IIII", _CC_GET_CAPABILITY, 1, first, 64))
+            (count,) = struct.unpack_from("!I", answer, _HEADER + 5)
+            for handle in struct.unpack_from(f"!{min(count, 64)}I", answer, _HEADER + 9):
+                if first == 0x0200_0000:  # listed by index; its handle says which kind it is
+                    self._ask(struct.pack("!II", _CC_FLUSH, handle | first))
+                    self._ask(struct.pack("!II", _CC_FLUSH, (handle & 0xFFFFFF) | 0x0300_0000))
+                else:
+                    self._ask(struct.pack("!II", _CC_FLUSH, handle))
+
+    def _ask(self, body: bytes) -> bytes:
+        self._socket.sendall(struct.pack("!HI", 0x8001, 6 + len(body)) + body)
+        return self._read_response()
+
 
 def _connect(path: str) -> UnixTcti:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -119,7 +142,13 @@ def _connect(path: str) -> UnixTcti:
     except OSError as error:
         connection.close()
         raise VaultError(Fault.TPM_ABSENT, f"{path}: {os.strerror(error.errno or 0)}") from error
-    return UnixTcti(connection)
+    tcti = UnixTcti(connection)
+    try:
+        tcti.flush_leftovers()
+    except (OSError, ValueError, struct.error) as error:
+        tcti.close()
+        raise VaultError(Fault.TPM_FAULT, "no sound answer to the first command") from error
+    return tcti
 
 
 def _device() -> TCTI:

@@ -1,0 +1,281 @@
+"""A real swtpm, the helper as the launcher starts it, and a recorder on the bus between them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supervisor.vault.errors import Fault, fault_of
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = "/usr/bin/python3"
+DRIVER = Path(__file__).with_name("driver.py")
+
+
+def pcr_extend_command(pcr: int) -> bytes:
+    """TPM2_PCR_Extend of the SHA-256 bank with an empty-password session, as raw bytes."""
+    body = struct.pack("!II", 0x182, pcr) + struct.pack("!IIHBH", 9, 0x40000009, 0, 0, 0)
+    body += struct.pack("!IH", 1, 0x000B) + b"\x5a" * 32
+    return struct.pack("!HI", 0x8002, 6 + len(body)) + body
+
+
+def clear_command() -> bytes:
+    """TPM2_Clear by the lockout hierarchy with an empty password, as raw bytes."""
+    body = struct.pack("!II", 0x126, 0x4000000A) + struct.pack("!IIHBH", 9, 0x40000009, 0, 0, 0)
+    return struct.pack("!HI", 0x8002, 6 + len(body)) + body
+
+
+def sha1_only_command() -> bytes:
+    """TPM2_PCR_Allocate by the platform: SHA-1 for every PCR, SHA-256 for none; after a restart."""
+    body = struct.pack("!II", 0x12B, 0x4000000C) + struct.pack("!IIHBH", 9, 0x40000009, 0, 0, 0)
+    body += struct.pack("!I", 2) + bytes.fromhex("000403ffffff") + bytes.fromhex("000b03000000")
+    return struct.pack("!HI", 0x8002, 6 + len(body)) + body
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = connection.recv(count - len(data))
+        if not part:
+            raise ConnectionResetError
+        data += part
+    return data
+
+
+def read_packet(connection: socket.socket) -> bytes:
+    """One TPM command or response: the length stands in bytes 2 to 5."""
+    head = _exactly(connection, 10)
+    return head + _exactly(connection, int.from_bytes(head[2:6], "big") - 10)
+
+
+class Swtpm:
+    """One software TPM: its state directory outlives restarts; `stop` is a power cut."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.path = directory / "sock"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._listener: socket.socket | None = None
+
+    @property
+    def where(self) -> str:
+        return f"socket:{self.path}"
+
+    def start(self) -> None:
+        state = self.directory / "state"
+        state.mkdir(exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen(8)
+        fd = self._listener.fileno()
+        self._process = subprocess.Popen(
+            [
+                *("swtpm", "socket", "--tpm2", "--server", f"type=unixio,fd={fd}"),
+                *("--flags", "not-need-init,startup-clear", "--tpmstate", f"dir={state}"),
+            ],
+            pass_fds=[fd],
+            stderr=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def command(self, raw: bytes) -> bytes:
+        """One raw command; fails the test unless the TPM says success."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(self.path))
+            connection.sendall(raw)
+            response = read_packet(connection)
+        assert response[6:10] == bytes(4), response.hex()
+        return response
+
+    def extend(self, pcr: int) -> None:
+        self.command(pcr_extend_command(pcr))
+
+
+@dataclass
+class Recorder:
+    """A relay in front of a TPM that keeps every byte and may meddle.
+
+    `before(upstream, command)` runs before a command goes on; `change(command, response)` returns
+    the response to deliver.
+    """
+
+    tpm: Swtpm
+    path: Path
+    seen: bytearray = field(default_factory=bytearray)
+    before: Callable[[socket.socket, bytes], None] | None = None
+    change: Callable[[bytes, bytes], bytes] | None = None
+
+    @property
+    def where(self) -> str:
+        return f"socket:{self.path}"
+
+    def start(self) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen(8)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, socket.socket(socket.AF_UNIX) as upstream, contextlib.suppress(OSError):
+                upstream.connect(str(self.tpm.path))
+                while True:
+                    command = read_packet(client)
+                    self.seen += command
+                    if self.before:
+                        self.before(upstream, command)
+                    upstream.sendall(command)
+                    response = read_packet(upstream)
+                    self.seen += response
+                    if self.change:
+                        response = self.change(command, response)
+                    client.sendall(response)
+
+
+@dataclass
+class Outcome:
+    """What one run of the helper left behind."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+    result: bytes
+    seconds: float
+    rss_kib: int
+
+    @property
+    def fault(self) -> Fault | None:
+        return fault_of(self.code)
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.stderr
+        assert self.result.endswith(b"\n")
+        return json.loads(self.result)
+
+
+class Running:
+    """A helper that was started; `wait` collects it."""
+
+    def __init__(self, argv: list[str], descriptors: dict[str, int]) -> None:
+        self._result: int | None = None
+        ends: list[int] = []
+        if "result" not in descriptors:
+            self._result, write = os.pipe()
+            ends.append(write)
+            descriptors = {**descriptors, "result": write}
+        self._out, out = os.pipe()
+        self._err, err = os.pipe()
+        ends += [out, err]
+        self.environment = {
+            "LISTEN_FDS": str(len(descriptors)),
+            "LISTEN_FDNAMES": ":".join(descriptors),
+            "LISTEN_PID": "1",
+        }
+        # High numbers first, so that no source is overwritten by an earlier target.
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for fd in descriptors.values()]
+        actions = [(os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, err, 2)]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, 3 + n) for n, fd in enumerate(high)]
+        self._began = time.monotonic()
+        self.pid = os.posix_spawn(argv[0], argv, self.environment, file_actions=actions)
+        for fd in high + ends:
+            os.close(fd)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> Outcome:
+        out, err = _drain(self._out), _drain(self._err)
+        result = _drain(self._result) if self._result is not None else b""
+        _, status, usage = os.wait4(self.pid, 0)
+        seconds = time.monotonic() - self._began
+        code = os.waitstatus_to_exitcode(status)
+        return Outcome(code, out, err, result, seconds, usage.ru_maxrss)
+
+
+def _drain(fd: int) -> bytes:
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+class Helper:
+    """Starts the helper as the launcher does: isolated, only `supervisor/vault` in view."""
+
+    def __init__(self, app: Path, state: Path, tpm: Swtpm) -> None:
+        self.app = app
+        self.state = state
+        self.tpm = tpm
+        self.where = tpm.where
+
+    @property
+    def file(self) -> Path:
+        return self.state / "vault.json"
+
+    def start(self, *arguments: str, wrap: tuple[str, ...] = (), **descriptors: int) -> Running:
+        program = [PYTHON, "-I", str(self.app / "supervisor" / "vault")]
+        options = ["--dir", str(self.state), "--tpm", self.where]
+        return Running([*wrap, *program, *arguments, *options], descriptors)
+
+    def run(self, *arguments: str, wrap: tuple[str, ...] = (), **descriptors: int) -> Outcome:
+        return self.start(*arguments, wrap=wrap, **descriptors).wait()
+
+    def ok(self, *arguments: str) -> Outcome:
+        outcome = self.run(*arguments)
+        assert outcome.code == 0, outcome.stderr.decode()
+        return outcome
+
+    def begin_set(self, name: str, value: bytes) -> Running:
+        read, write = os.pipe()
+        with os.fdopen(write, "wb") as file:
+            running = self.start("set", name, secret=read)
+            os.close(read)
+            with contextlib.suppress(BrokenPipeError):
+                file.write(value)
+        return running
+
+    def set(self, name: str, value: bytes) -> Outcome:
+        return self.begin_set(name, value).wait()
+
+    def driver(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """A step of driver.py on the same code with the same TPM."""
+        return subprocess.run(
+            [PYTHON, "-I", str(DRIVER), str(self.app), self.where, *arguments],
+            capture_output=True,
+            timeout=60,
+        )
