@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import marshal
 import os
+import select
 import signal
 import struct
 
@@ -35,6 +36,16 @@ class Sync:
     def at(self, step: str) -> None:
         """Name the step that a failure from here on belongs to."""
         self.step = step
+
+    def check_parent(self) -> None:
+        """Leave if the zygote died before PDEATHSIG was set.
+
+        getppid() is 0 in a new pid namespace and tells nothing; a hang-up on the line does.
+        """
+        line = select.poll()
+        line.register(self.fd, select.POLLIN)
+        if line.poll(0):
+            os._exit(125)
 
     def ask(self, message: bytes, expected: bytes) -> None:
         """Say `message`; go on only when the answer is `expected`. EOF: the zygote is gone."""
@@ -61,8 +72,7 @@ def confine(job: Job, fds: list[int], sync: Sync) -> None:
 
     at("die with the parent")
     credentials.die_with_parent()
-    # getppid() is 0 in a new pid namespace and tells nothing: only this answer does.
-    sync.ask(b"B", b"b")
+    sync.check_parent()
 
     at("signals and session")
     # CLONE_CLEAR_SIGHAND keeps SIG_IGN, and Python ignores SIGPIPE and SIGXFSZ.
@@ -130,7 +140,7 @@ def confine(job: Job, fds: list[int], sync: Sync) -> None:
     at("after the uid change")
     credentials.die_with_parent()  # the uid change cleared it
     credentials.not_dumpable()
-    sync.ask(b"B", b"b")
+    sync.check_parent()
     mounts.check_working_directory(job.cwd)
 
     at("no new privileges")

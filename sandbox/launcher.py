@@ -1,4 +1,4 @@
-"""The launcher's unprivileged-looking half: turns plans into running, verified workloads.
+"""The launcher: turns plans into running, verified workloads.
 
 Lives in the supervisor on its event loop; all privileged work happens in the zygote.
 """
@@ -38,19 +38,6 @@ class Running:
     netns: int
     report: dict[str, Any]
     exited: asyncio.Future[tuple[int, int]]
-
-
-def spawn_zygote() -> tuple[int, socket.socket]:
-    """Fork the zygote; (pid, control socket). Call it before anything else has been imported."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        from sandbox import zygote
-
-        zygote.main(theirs)
-    theirs.close()
-    return pid, ours
 
 
 class Launcher:
@@ -184,6 +171,10 @@ def flatten(plan: SandboxPlan, stage: str, abi: int, last_capability: int) -> Jo
         if isinstance(mount, Device)
     ]
     paths.append(("/proc", landlock.rights_for(("read",))))
+    # Importing a package lists the directory above it. Those directories hold nothing but mount
+    # points of this plan; the root itself stays unlisted, which is the canary.
+    above = {parent for mount in mounts if (parent := os.path.dirname(_target(mount))) != "/"}
+    paths += [(parent, landlock.READ_DIR) for parent in sorted(above)]
     listen = [("LISTEN_FDS", str(len(plan.fds))), ("LISTEN_FDNAMES", ":".join(plan.fds))]
     listen.append(("LISTEN_PID", "1"))
     environment = [*plan.environment, *(listen if plan.fds else [])]

@@ -13,6 +13,7 @@ import struct
 _libc = ctypes.CDLL(None, use_errno=True)
 # PyDLL keeps the GIL across the call: a fork must not let another Python thread in.
 _libc_gil = ctypes.PyDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int, *(ctypes.c_ulong,) * 4]
 
 # Calls added since 2019 share one number on all architectures; older ones do not.
 _OLD = {
@@ -38,7 +39,7 @@ CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+MS_REC, MS_PRIVATE, MS_SLAVE = 0x4000, 1 << 18, 1 << 19
 MNT_DETACH = 2
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
@@ -193,8 +194,8 @@ def execveat(fd: int, argv: list[bytes], environment: list[bytes]) -> None:
 
 def prctl(option: int, *args: int) -> int:
     """prctl(2) with unsigned long arguments, missing ones 0."""
-    values = [ctypes.c_ulong(value) for value in (*args, *(0,) * (4 - len(args)))]
-    return _check(f"prctl {option}", _libc.prctl(ctypes.c_int(option), *values))
+    result: int = _libc.prctl(option, *args, *(0,) * (4 - len(args)))
+    return result if result != -1 else _check(f"prctl {option}", -1)
 
 
 def setrlimit(resource: int, bound: int) -> None:

@@ -14,6 +14,7 @@ Messages, SEQPACKET, marshal tuples; both ends are this same image:
 
 from __future__ import annotations
 
+import gc
 import marshal
 import os
 import select
@@ -133,9 +134,7 @@ class Zygote:
             if not waiting.poll(_STEP_TIMEOUT):
                 raise _StepFailedError("unknown", f"no answer within {_STEP_TIMEOUT} ms")
             message = child.sync.recv(4096)
-            if message == b"B":
-                child.sync.send(b"b")
-            elif message == b"U":
+            if message == b"U":
                 _map_ids(job, child.pid)
                 child.sync.send(b"u")
             elif message[:1] == b"R":
@@ -208,12 +207,24 @@ def _kill(pidfd: int) -> None:
         pass
 
 
-def main(control: socket.socket) -> None:
-    """Run as the zygote; never returns. `control` is the supervisor's line."""
-    credentials.die_with_parent()
-    credentials.not_dumpable()
-    os.umask(0o077)
-    try:
-        Zygote(control).run()
-    finally:
-        os._exit(0)
+def start() -> tuple[int, socket.socket]:
+    """Fork the zygote; (pid, the caller's end of its line).
+
+    Call it first of all: what the caller has imported by then is copied at every launch.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        try:
+            credentials.die_with_parent()
+            credentials.not_dumpable()
+            os.umask(0o077)
+            # A collection in a child would write to every page and so copy it.
+            gc.disable()
+            gc.freeze()
+            Zygote(theirs).run()
+        finally:
+            os._exit(0)
+    theirs.close()
+    return pid, ours

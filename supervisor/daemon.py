@@ -1,0 +1,134 @@
+"""The supervisor process: what it forks, what it gives up, and only then what it imports.
+
+The order matters. The launcher is forked while the process is small, because every launch copies
+it; the broker before there are threads; capabilities go when nothing needs them any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sandbox import credentials, syscalls, zygote
+
+DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
+
+# What the supervisor still does itself: own state files and sockets for other uids, look at and
+# signal workloads, read and write the watch's maps. Everything else is the launcher's.
+_KEPT = (
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "kill",
+    "sys_ptrace",
+    "bpf",
+    "perfmon",
+)
+_BROKER_ID = 4095  # above every uid that policies can get from the range
+
+
+def main(argv: list[str]) -> int:
+    """`up [--host-file FILE]`. Returns the exit code."""
+    host_file = _host_file(argv[1:])
+    if host_file is None:
+        print("usage: anchorhold up [--host-file FILE]", file=sys.stderr)
+        return 2
+    if os.geteuid() != 0:
+        print("anchorhold up: must be root: it makes cgroups and namespaces", file=sys.stderr)
+        return 6
+    credentials.not_dumpable()
+    syscalls.setrlimit(4, 0)  # RLIMIT_CORE
+    os.umask(0o077)
+    # Our own mount namespace: what is mounted here (the bpf file system) ends with us. A slave, so
+    # that a disk mounted later on the host is still seen.
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount("", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    _, launcher = zygote.start()
+    return _supervise(host_file, launcher)
+
+
+def _host_file(words: list[str]) -> str | None:
+    if not words:
+        return DEFAULT_HOST_FILE
+    if len(words) == 2 and words[0] == "--host-file":
+        return words[1]
+    return None
+
+
+def _supervise(host_file: str, launcher: object) -> int:
+    # No TLS in a root process; this also keeps OpenSSL's memory out of it.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    from pathlib import Path
+
+    from sandbox import broker
+    from supervisor.host import load_host
+    from supervisor.policy.errors import PolicyErrors
+
+    try:
+        host = load_host(host_file)
+    except PolicyErrors as broken:
+        print(broken, file=sys.stderr)
+        return 2
+    run, state = Path(host.paths.run), Path(host.paths.state)
+    run.mkdir(mode=0o711, parents=True, exist_ok=True)
+    state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if not _only_one(run):
+        print(f"anchorhold up: another supervisor runs in {run}", file=sys.stderr)
+        return 1
+    (run / "stage").mkdir(mode=0o700, exist_ok=True)
+    handle = broker.start(host.id_base + _BROKER_ID)
+
+    import asyncio
+
+    return asyncio.run(_serve(host, launcher, handle))
+
+
+async def _serve(host: object, launcher: object, handle: object) -> int:
+    from pathlib import Path
+
+    from supervisor.control import ControlServer
+    from supervisor.supervise import Supervisor
+    from supervisor.verbs import handlers
+    from supervisor.watching import mount_bpf
+
+    mount_bpf(Path(host.paths.run) / "bpf")  # type: ignore[attr-defined]
+    supervisor = Supervisor(host, launcher, handle)  # type: ignore[arg-type]
+    _give_up()
+    control = ControlServer(supervisor.run_directory / "control.sock", handlers(supervisor))
+    await control.start()
+    try:
+        return await supervisor.run(_ready)
+    finally:
+        await control.close()
+
+
+def _give_up() -> None:
+    """From here on the supervisor is root in name and in seven capabilities."""
+    keep = credentials.mask(_KEPT)
+    last = int(open("/proc/sys/kernel/cap_last_cap").read())  # noqa: PTH123, SIM115 - one line
+    credentials.drop_bounding(keep, last)
+    syscalls.capset(keep, keep, 0)
+    credentials.no_new_privileges()
+
+
+def _only_one(run: object) -> bool:
+    import fcntl
+
+    fd = os.open(f"{run}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    return True  # held until the process ends
+
+
+def _ready() -> None:
+    """Tell systemd, where it asked: sd_notify(3)."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if address:
+        import socket
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(b"READY=1", address.replace("@", "\0", 1))
+    print("anchorhold: ready", flush=True)

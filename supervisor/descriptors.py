@@ -1,0 +1,121 @@
+"""What a workload is handed at launch, opened by name for one launch and closed after it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from sandbox.broker import BrokerHandle
+from supervisor.channels import Channels
+from supervisor.policy.plans import CompiledPolicy
+from supervisor.watching import memfd
+
+
+class Descriptors:
+    """The open descriptors of one launch.
+
+    `ours` holds the supervisor's ends by name (the `control` line); whoever takes one removes it.
+    """
+
+    def __init__(self) -> None:
+        self.fds: dict[str, int] = {}
+        self.ours: dict[str, socket.socket] = {}
+        self._close: list[int] = []
+
+    def lend(self, name: str, fd: int) -> None:
+        """Hand over a descriptor that stays the caller's."""
+        self.fds[name] = fd
+
+    def give(self, name: str, fd: int) -> None:
+        """Hand over a descriptor that is closed here after the launch."""
+        self.fds[name] = fd
+        self._close.append(fd)
+
+    def line(self, name: str) -> socket.socket:
+        """Hand over one end of a SEQPACKET pair; the other end."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.give(name, theirs.detach())
+        self.ours[name] = ours
+        return ours
+
+    def close_ours(self) -> None:
+        """The launch failed: nobody will take the lines."""
+        for line in self.ours.values():
+            line.close()
+
+    def close(self) -> None:
+        """After the launch, successful or not."""
+        for fd in self._close:
+            os.close(fd)
+        self._close.clear()
+
+
+class Outfitter:
+    """Opens what a policy names: configuration, audit file, lines, sockets."""
+
+    def __init__(
+        self,
+        state: Path,
+        channels: Channels,
+        broker: BrokerHandle,
+        listening: socket.socket,
+        targets: Mapping[str, dict[str, dict[str, object]]],
+    ) -> None:
+        self._state = state
+        self._channels = channels
+        self._broker = broker
+        self._listening = listening
+        self._targets = targets
+
+    def open(
+        self, compiled: CompiledPolicy, config: object, extra: Mapping[str, int]
+    ) -> Descriptors:
+        """All of `compiled`'s planned descriptors; `extra` come from the caller and stay his.
+
+        Raises OSError; then nothing stays open.
+        """
+        found = Descriptors()
+        try:
+            for name in compiled.sandbox.fds:
+                self._open(found, compiled.policy.id, name, config, extra)
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def _open(
+        self,
+        found: Descriptors,
+        workload: str,
+        name: str,
+        config: object,
+        extra: Mapping[str, int],
+    ) -> None:
+        if name in extra:
+            found.lend(name, extra[name])
+        elif name == "config":
+            found.give(name, memfd(config))
+        elif name == "audit":
+            found.give(name, self.append(f"audit/{workload}.jsonl"))
+        elif name == "broker":
+            line = found.line(name)
+            self._broker.client(workload, dict(self._targets.get(workload, {})), line)
+            line.close()
+        elif name == "control":
+            found.line(name)
+        elif name == "listen":
+            found.lend(name, self._listening.fileno())
+        elif name.startswith("channel."):
+            found.lend(name, self._channels.server_end(workload, name.removeprefix("channel.")))
+        else:
+            # A verb that hands nothing over for this name still needs its number taken.
+            found.give(name, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+
+    def append(self, name: str) -> int:
+        """An append-only file below the state directory, for root and nobody else to read."""
+        path = self._state / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(path, flags, 0o600)

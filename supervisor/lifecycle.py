@@ -1,0 +1,317 @@
+"""Starting, watching, restarting and stopping workloads.
+
+The one place that knows the order: guarantees, descriptors, cgroup and limits, probes, sandbox,
+verification from outside, network handed to the proxy, and only then the first instruction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import Coroutine, Mapping
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from probes.errors import ProbeError
+from probes.rules import WatchRules
+from sandbox import verify
+from sandbox.errors import SandboxError, VerificationFailed
+from sandbox.launcher import Running
+from sandbox.plan import SandboxPlan
+from supervisor import doctor
+from supervisor.descriptors import Descriptors
+from supervisor.egress import Egress, EgressRefused
+from supervisor.keys import HELPER, SOFTWARE_TPM
+from supervisor.policy.plans import CompiledPolicy
+from supervisor.watching import LOADER, READER
+from supervisor.workload import Workload
+
+if TYPE_CHECKING:
+    from supervisor.supervise import Supervisor
+
+EGRESS = "service.egress"
+MODEL_PORT = 8100
+_STOP_TIME = 3.0
+# Run before or beneath the egress proxy, which so cannot redact for them; they see no message.
+_OWN_LOG = frozenset({EGRESS, LOADER, READER, HELPER, SOFTWARE_TPM})
+
+StartError = (SandboxError, ProbeError, EgressRefused, OSError)
+
+
+class Lifecycle:
+    """Runs workloads for the supervisor `of`."""
+
+    def __init__(self, of: Supervisor) -> None:
+        self._of = of
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Read ends of the workloads' output. They are kept here, and never read, so that a restart
+        # of the egress proxy (which redacts and writes the logs) breaks nobody's stdout.
+        self._outputs: dict[str, int] = {}
+
+    async def start(self, workload: Workload) -> None:
+        """Start and keep running. A failure becomes the workload's state, never an exception."""
+        workload.wanted = True
+        workload.enter("starting")
+        compiled = workload.compiled
+        lacking = doctor.unmet(compiled.sandbox.requires, self._of.guarantees)
+        if lacking:
+            reason = "; ".join(f"{need.name}: {need.evidence}. {need.fix}" for need in lacking)
+            workload.enter("failed", f"required guarantee missing: {reason}")
+            self._of.record("start", workload.id, "refused", reason=workload.error)
+            return
+        try:
+            extra = self._of.watching.reader_fds() if workload.id == READER else {}
+            try:
+                running = await self.launch(compiled, compiled.sandbox, extra, workload)
+            finally:
+                for fd in extra.values():
+                    os.close(fd)
+        except StartError as error:
+            self._of.record("start", workload.id, "failed", reason=str(error))
+            self._crashed(workload, str(error))
+            return
+        workload.running = running
+        workload.enter("running")
+        self._of.record("start", workload.id, "allowed", digest=compiled.sandbox.digest)
+        self.spawn(self._follow(workload, running))
+        if workload.id == EGRESS:
+            await self._announce_all()
+
+    async def launch(
+        self,
+        compiled: CompiledPolicy,
+        plan: SandboxPlan,
+        extra: Mapping[str, int],
+        workload: Workload | None = None,
+        stdio: tuple[int, int, int] | None = None,
+    ) -> Running:
+        """One verified process under `plan`, released. Nothing is left behind on failure.
+
+        `stdio` given: a trial run of somebody else's command, watched down to its denials.
+        """
+        of = self._of
+        with ExitStack() as undo, ExitStack() as after:
+            descriptors = of.outfitter.open(compiled, of.config_of(compiled), extra)
+            after.callback(descriptors.close)
+            undo.callback(descriptors.close_ours)
+            leaf = of.slice.leaf(plan.workload)
+            undo.callback(leaf.destroy)
+            leaf.apply(plan.limits, of.waived_controllers)
+            of.watching.register(leaf.id, plan.workload, _rules(compiled, stdio is not None))
+            undo.callback(of.watching.unregister, leaf.id)
+            ends = stdio or self._output(plan.workload, compiled, after)
+            running = await of.launcher.launch(plan, leaf, ends, descriptors.fds)
+            undo.callback(self._close, running)
+            undo.callback(of.launcher.abort, running)
+            findings = verify.inspect(
+                plan, leaf, running.pid, running.report, of.waived_controllers
+            ) + verify.inspect_unreleased(running.pid, plan)
+            wrong = [f"{f.layer}: {f.evidence}" for f in findings if f.verdict == "FAIL"]
+            if wrong:
+                raise VerificationFailed(plan.workload, wrong)
+            if workload is not None:
+                await self._connect(workload, running, descriptors)
+            await of.launcher.release(running)
+            undo.pop_all()
+        return running
+
+    async def one_shot(
+        self, id_: str, verbs: tuple[str, ...], extra: Mapping[str, int], timeout: float = 60.0
+    ) -> int:
+        """Run a service to its end; its exit code, or 128 + signal. Raises what launch raises."""
+        compiled = self._of.compiled[id_]
+        argv = (*compiled.sandbox.argv, *verbs)
+        running = await self.launch(
+            compiled, dataclasses.replace(compiled.sandbox, argv=argv), extra
+        )
+        return await self._finish(running, timeout)
+
+    async def try_out(
+        self, id_: str, argv: tuple[str, ...], stdio: tuple[int, int, int], timeout: float
+    ) -> int:
+        """Run `argv` in a fresh sandbox of `id_`'s policy, under a uid of its own."""
+        compiled = self._of.compiled[id_]
+        uid = self._of.spare_uid
+        plan = dataclasses.replace(
+            compiled.sandbox, workload=f"try.{id_}", argv=argv, uid=uid, gid=uid, fds=()
+        )
+        running = await self.launch(compiled, plan, {}, stdio=stdio)
+        return await self._finish(running, timeout)
+
+    async def stop(self, workload: Workload) -> None:
+        """SIGTERM, a few seconds, then cgroup.kill. The state is "stopped" when this returns."""
+        workload.wanted = False
+        running = workload.running
+        if running is not None:
+            running.leaf.thaw()
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(running.pidfd, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(_STOP_TIME):
+                    await asyncio.shield(running.exited)
+            except TimeoutError:
+                running.leaf.kill()
+                await asyncio.shield(running.exited)
+            await asyncio.sleep(0)
+            self._settle(workload, running)
+        workload.enter("stopped")
+
+    def contain(self, workload: Workload, reason: str, kill: bool) -> None:
+        """A high-risk call: freeze everything of the workload, or kill it, and say so."""
+        if workload.running is None or workload.state == "quarantined":
+            return
+        workload.wanted = False
+        if kill:
+            workload.running.leaf.kill()
+        else:
+            workload.running.leaf.freeze()
+        workload.enter("quarantined", reason)
+        self._of.record("contain", workload.id, "refused", reason=reason)
+
+    def spawn(self, job: Coroutine[None, None, None]) -> None:
+        """Run `job` beside everything else; its failure is the supervisor's."""
+        task = asyncio.get_running_loop().create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, running: Running, timeout: float) -> int:
+        try:
+            async with asyncio.timeout(timeout):
+                code, number = await asyncio.shield(running.exited)
+        except TimeoutError:
+            running.leaf.kill()
+            code, number = await running.exited
+        finally:
+            self._of.watching.unregister(running.leaf.id)
+            running.leaf.destroy()
+            self._close(running)
+        return 128 + number if number else code
+
+    async def _follow(self, workload: Workload, running: Running) -> None:
+        code, number = await asyncio.shield(running.exited)
+        if workload.running is not running:
+            return  # stop() settled it
+        self._settle(workload, running)
+        how = f"signal {signal.Signals(number).name}" if number else f"exit code {code}"
+        self._of.record("exit", workload.id, "failed" if code else "allowed", reason=how)
+        if workload.id == EGRESS:
+            self._freeze_callers()
+        if workload.state == "quarantined" or not workload.wanted:
+            return
+        if code == 0 and workload.compiled.restart != "always":
+            workload.enter("stopped")
+        elif workload.compiled.restart == "never":
+            workload.enter("failed", how)
+        else:
+            self._crashed(workload, how)
+
+    def _settle(self, workload: Workload, running: Running) -> None:
+        """The process is gone: take back all that was given for it."""
+        if workload.running is not running:
+            return
+        workload.running = None
+        cgroup = running.leaf.id
+        running.leaf.destroy()
+        self._of.watching.unregister(cgroup)
+        self._of.broker.unregister(workload.id)
+        if workload.id == EGRESS:
+            self._of.egress = None
+        if (output := self._outputs.pop(workload.id, None)) is not None:
+            os.close(output)
+        self._close(running)
+
+    def _crashed(self, workload: Workload, how: str) -> None:
+        delay = workload.crashes.add()
+        if delay is None:
+            workload.enter("quarantined", f"crashed five times in a minute, last: {how}")
+            self._of.record("quarantine", workload.id, "refused", reason=how)
+            return
+        workload.enter("backoff", how)
+        self.spawn(self._restart(workload, delay))
+
+    async def _restart(self, workload: Workload, delay: float) -> None:
+        await asyncio.sleep(delay)
+        if workload.wanted and workload.state == "backoff":
+            workload.restarts += 1
+            await self.start(workload)
+
+    async def _connect(self, workload: Workload, running: Running, given: Descriptors) -> None:
+        """Give the new network namespace what its policy says, before the first instruction."""
+        of = self._of
+        of.broker.register(workload.id, running.netns)
+        if workload.id == EGRESS:
+            of.egress = Egress(given.ours.pop("control"))
+        elif workload.id == READER:
+            of.watching.attach_reader(given.ours.pop("control"))
+        else:
+            await self._announce(workload)
+
+    async def _announce(self, workload: Workload) -> None:
+        """Tell the egress proxy who this is: its model socket and its output."""
+        of = self._of
+        output = self._outputs.get(workload.id)
+        if output is None and workload.compiled.egress is None:
+            return
+        if of.egress is None:
+            raise EgressRefused("the egress proxy is not running")
+        if output is not None:
+            log = of.outfitter.append(f"logs/{workload.id}.log")
+            try:
+                await of.egress.order([output, log], op="log", workload=workload.id)
+            finally:
+                os.close(log)
+        if workload.compiled.egress is not None:
+            with of.broker.listen(workload.id, MODEL_PORT) as listening:
+                await of.egress.order([listening.fileno()], op="listen", workload=workload.id)
+
+    async def _announce_all(self) -> None:
+        """After a (re)start of the egress proxy: keys, then everybody, then let them run again."""
+        try:
+            await self._of.unlock()
+            for workload in self._of.workloads.values():
+                if workload.running is not None and workload.id != EGRESS:
+                    await self._announce(workload)
+                    if workload.state == "running":
+                        workload.running.leaf.thaw()
+        except StartError as error:
+            self._of.record("announce", EGRESS, "failed", reason=str(error))
+
+    def _freeze_callers(self) -> None:
+        """Without the proxy nothing that talks to models may go on."""
+        for workload in self._of.workloads.values():
+            if workload.running is not None and workload.compiled.egress is not None:
+                with suppress(SandboxError, OSError):
+                    workload.running.leaf.freeze()
+
+    def _output(
+        self, name: str, compiled: CompiledPolicy, after: ExitStack
+    ) -> tuple[int, int, int]:
+        """stdin, stdout, stderr: a pipe to the redacting proxy, or the log file for our own."""
+        if compiled.policy.id in _OWN_LOG:
+            log = self._of.outfitter.append(f"logs/{name}.log")
+            after.callback(os.close, log)
+            return -1, log, log
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        after.callback(os.close, writing)
+        if (old := self._outputs.pop(name, None)) is not None:
+            os.close(old)
+        self._outputs[name] = reading
+        return -1, writing, writing
+
+    @staticmethod
+    def _close(running: Running) -> None:
+        os.close(running.pidfd)
+        os.close(running.netns)
+
+
+def _rules(compiled: CompiledPolicy, trial: bool) -> WatchRules:
+    watch = compiled.watch
+    return WatchRules(
+        allowed=frozenset(watch.allowed),
+        high_risk=frozenset(watch.high_risk),
+        on_high_risk=watch.on_high_risk,
+        on_unseen=watch.on_unseen,
+        denials=watch.denials or trial,
+    )

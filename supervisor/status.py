@@ -1,0 +1,98 @@
+"""The status of everything, read afresh: workloads, layers, probes, vault, what is given up."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sandbox import verify
+from sandbox.errors import SandboxError
+from sandbox.plan import as_json
+from supervisor.workload import Workload
+
+if TYPE_CHECKING:
+    from supervisor.supervise import Supervisor
+
+VERSION = "0.1.0"
+
+
+def status(of: Supervisor) -> dict[str, Any]:
+    """The whole status as JSON data; the shape is that of `anchorhold status --json`."""
+    workloads = [_workload(of, workload) for workload in of.workloads.values()]
+    degraded = _degraded(of, workloads)
+    return {
+        "version": VERSION,
+        "state": "degraded" if degraded else "running",
+        "degraded": degraded,
+        "tpm": _tpm(of),
+        "probes": {
+            **of.watching.status,
+            "workloads": {
+                name: counts._asdict() for name, counts in of.watching.counters().items()
+            },
+        },
+        "workloads": workloads,
+        "policy_errors": [str(error) for error in of.policy_errors],
+    }
+
+
+def _degraded(of: Supervisor, workloads: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Guarantees that a waiver gave up and this host really lacks, and whatever is not running."""
+    found = [
+        {"guarantee": g.name, "why": g.why_waived or g.evidence}
+        for g in of.guarantees
+        if g.state == "waived"
+    ]
+    found += [
+        {"guarantee": f"workload {w['id']}", "why": f"{w['state']}: {w['error']}"}
+        for w in workloads
+        if w["state"] in ("quarantined", "failed", "backoff")
+    ]
+    if problem := of.vault.get("problem"):
+        found.append({"guarantee": "vault", "why": str(problem)})
+    found += [{"guarantee": "policy", "why": str(error)} for error in of.policy_errors]
+    return found
+
+
+def _tpm(of: Supervisor) -> dict[str, Any]:
+    level = of.vault.get("level") or {}
+    software = of.host_tpm_is_software
+    return {
+        "mode": "software" if software else "hardware",
+        "level": level.get("code", "unknown"),
+        "note": "A software TPM protects nothing against root."
+        if software
+        else f"Does not stop: {level.get('does_not_stop', 'unknown')}",
+    }
+
+
+def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
+    policy, plan, running = workload.compiled.policy, workload.compiled.sandbox, workload.running
+    layers: list[dict[str, Any]] = []
+    memory = None
+    if running is not None:
+        with suppress(OSError, SandboxError, KeyError):
+            findings = verify.inspect(
+                plan, running.leaf, running.pid, running.report, of.waived_controllers
+            )
+            layers = [as_json(finding) for finding in findings]
+            memory = resident(running.pid)
+    return {
+        "id": workload.id,
+        "kind": policy.kind,
+        "state": workload.state,
+        "pid": running.pid if running else None,
+        "uid": plan.uid,
+        "restarts": workload.restarts,
+        "since": workload.since,
+        "rss": memory,
+        "policy": {"file": policy.file, "version": policy.version, "digest": plan.digest},
+        "error": workload.error,
+        "layers": layers,
+    }
+
+
+def resident(pid: int) -> int:
+    """Resident set size of a process in bytes. proc(5), statm counts pages."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

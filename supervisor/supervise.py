@@ -1,0 +1,288 @@
+"""The supervisor: everything it holds, the order in which the whole comes up and goes down."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from probes import events
+from probes.errors import ProbeError
+from proxy.audit import AuditLog
+from sandbox.broker import BrokerHandle
+from sandbox.cgroup import Slice, find_mount
+from sandbox.launcher import Launcher
+from supervisor import doctor
+from supervisor.channels import Channels
+from supervisor.descriptors import Outfitter
+from supervisor.egress import Egress
+from supervisor.host import Host
+from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, VaultRefused, public_keys
+from supervisor.lifecycle import EGRESS, Lifecycle
+from supervisor.policy.compile import compile_policies
+from supervisor.policy.context import host_context
+from supervisor.policy.digest import check_versions
+from supervisor.policy.errors import PolicyError
+from supervisor.policy.parse import load_directory
+from supervisor.policy.plans import CompiledPolicy
+from supervisor.policy.wiring import broker_targets, egress_config, ingress_config
+from supervisor.watching import LOADER, READER, Watching
+from supervisor.workload import Workload
+
+INGRESS = "service.ingress"
+_ONE_SHOTS = (LOADER, HELPER)
+_START_ORDER = ("model-server", "executor", "tool", "adapter")
+_TRIAL_UIDS = 64
+
+
+class Supervisor:
+    """One running Anchorhold."""
+
+    def __init__(self, host: Host, zygote: socket.socket, broker: BrokerHandle) -> None:
+        today = datetime.now(UTC).date()
+        self.host = host
+        self.broker = broker
+        self.run_directory, self.state = Path(host.paths.run), Path(host.paths.state)
+        self.guarantees = doctor.check(host)
+        waived = host.waived(today)
+        self.waived_controllers = frozenset(
+            name.removeprefix("cgroup:") for name in waived if name.startswith("cgroup:")
+        )
+        self.waived = waived
+        self.audit = AuditLog(self._append("audit/supervisor.jsonl"))
+        self.policy_errors: list[PolicyError] = []
+        self.compiled = self._compile()
+        self.slice = Slice(find_mount() / self.run_directory.name)
+        self.launcher = Launcher(zygote, self.run_directory / "stage")
+        self.watching = Watching(self.run_directory / "bpf", self.slice, self._noticed)
+        self.outfitter = Outfitter(
+            self.state,
+            Channels(self.run_directory / "channel", self.compiled),
+            broker,
+            _listen(host.listen),
+            _targets(self.compiled, host),
+        )
+        self.keys = Keys(self._one_shot, self._tpm(), "secret-memory" in waived)
+        self.vault: dict[str, Any] = {}
+        self.egress: Egress | None = None
+        self.workloads = {
+            id_: Workload(compiled)
+            for id_, compiled in self.compiled.items()
+            if id_ not in _ONE_SHOTS
+        }
+        self.lifecycle = Lifecycle(self)
+        self._trials = 0
+        self._stopping = asyncio.Event()
+
+    async def run(self, ready: Callable[[], None]) -> int:
+        """Bring everything up, say `ready`, stay, take everything down; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        # Without launcher or broker nothing can be kept: leave, and everything dies with us.
+        lost = loop.create_future()
+        loop.add_reader(self.broker.control.fileno(), self._broker_gone, lost)
+        self.launcher.lost.add_done_callback(lambda _: self._lost(lost, "launcher"))
+        try:
+            await self._bring_up()
+            ready()
+            await asyncio.wait(
+                [asyncio.ensure_future(self._stopping.wait()), lost],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            await self._take_down()
+        return 1 if lost.done() else 0
+
+    def stop(self) -> None:
+        """Ask run() to end."""
+        self._stopping.set()
+
+    async def _bring_up(self) -> None:
+        await self._load_probes()
+        if self.host_tpm_is_software:
+            await self._start(SOFTWARE_TPM)
+        self.vault = await self._vault_status()
+        await self._start(EGRESS)
+        for kind in _START_ORDER:
+            for id_, workload in self.workloads.items():
+                if workload.compiled.policy.kind == kind:
+                    await self._start(id_)
+        # Last: no request may come in before those who answer it are there.
+        await self._start(INGRESS)
+
+    async def _take_down(self) -> None:
+        order = [INGRESS, *(id_ for id_ in self.workloads if id_ != INGRESS)]
+        for id_ in order:
+            if workload := self.workloads.get(id_):
+                await self.lifecycle.stop(workload)
+        self.watching.detach_reader()
+        self.slice.remove()
+        self.record("stop", "supervisor", "allowed")
+
+    async def _start(self, id_: str) -> None:
+        if workload := self.workloads.get(id_):
+            await self.lifecycle.start(workload)
+
+    async def _load_probes(self) -> None:
+        if LOADER not in self.compiled:
+            return
+        try:
+            await self.watching.load(self.compiled[LOADER].sandbox.uid, self._one_shot)
+        except (ProbeError, OSError) as error:
+            # Workloads that require probes are refused by name when their turn comes.
+            self._lose("probes", str(error))
+            self.record("probes", LOADER, "failed", reason=str(error))
+            return
+        await self._start(READER)
+
+    def _lose(self, guarantee: str, evidence: str) -> None:
+        """What doctor found possible turned out not to be."""
+        self.guarantees = [
+            dataclasses.replace(each, state="missing", evidence=evidence)
+            if each.name == guarantee and each.state == "ok"
+            else each
+            for each in self.guarantees
+        ]
+
+    async def _vault_status(self) -> dict[str, Any]:
+        try:
+            return await self.keys.open_or_create()
+        except VaultRefused as refusal:
+            self.record("vault", HELPER, "refused", reason=str(refusal))
+            return {"problem": refusal.fault.name, "fix": refusal.fault.fix}
+
+    async def unlock(self) -> None:
+        """Hand the keys to the egress proxy; a locked vault leaves it answering 503."""
+        if self.egress is None:
+            return
+        try:
+            await self.keys.hand_to(self.egress)
+            self.record("unlock", EGRESS, "allowed")
+        except VaultRefused as refusal:
+            self.record("unlock", EGRESS, "refused", reason=str(refusal))
+
+    async def _one_shot(self, id_: str, words: tuple[str, ...], extra: Any) -> int:
+        return await self.lifecycle.one_shot(id_, words, extra)
+
+    def config_of(self, compiled: CompiledPolicy) -> object:
+        """What a proxy is told at its start."""
+        if compiled.policy.id == INGRESS:
+            return ingress_config(self.compiled, self.host, public_keys(self.vault))
+        if compiled.policy.id == EGRESS:
+            return egress_config(self.compiled, self.host)
+        return {}
+
+    @property
+    def spare_uid(self) -> int:
+        """A uid for a trial run: beyond all workloads', not soon reused."""
+        self._trials = (self._trials + 1) % _TRIAL_UIDS
+        return max(plan.sandbox.uid for plan in self.compiled.values()) + 1 + self._trials
+
+    @property
+    def host_tpm_is_software(self) -> bool:
+        """Whether the embedded software TPM serves this host."""
+        if self.host.tpm == "auto":
+            return not Path("/dev/tpmrm0").exists()
+        return self.host.tpm == "swtpm"
+
+    def record(self, event: str, workload: str, verdict: str, **more: object) -> None:
+        """One line of the supervisor's own audit log. Raises AuditUnwritable."""
+        self.audit.write(hop="supervisor", event=event, workload=workload, verdict=verdict, **more)
+
+    def _tpm(self) -> str:
+        if self.host_tpm_is_software:
+            return f"socket:/run/anchorhold/{SOFTWARE_TPM}.sock"
+        return "device"
+
+    def _append(self, name: str) -> int:
+        path = self.state / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _compile(self) -> dict[str, CompiledPolicy]:
+        """Policies to plans; what is broken is kept for the status and stops nobody else."""
+        policies, errors = load_directory(self.host.paths.policies)
+        memory = self.state / "policies.json"  # uids and versions of earlier runs
+        known = json.loads(memory.read_text()) if memory.exists() else {"ids": {}, "versions": {}}
+        older = check_versions(policies, known["versions"])
+        errors += older
+        refused = {error.file for error in older}
+        policies = [policy for policy in policies if policy.file not in refused]
+        tokens = {p.id: f"anchorhold-placeholder-{secrets.token_hex(16)}" for p in policies}
+        context = host_context(policies, self.host, tokens, known["ids"])
+        compiled = compile_policies(policies, self.host, context, errors)
+        known["ids"] = dict(context.uids)
+        known["versions"].update({policy.id: policy.version for policy in policies})
+        temporary = memory.with_suffix(".new")
+        temporary.write_text(json.dumps(known))
+        temporary.replace(memory)
+        for plan in compiled.values():
+            if plan.state_directory:
+                path = Path(plan.state_directory)
+                path.mkdir(mode=0o700, exist_ok=True)
+                os.chown(path, plan.sandbox.uid, plan.sandbox.gid)
+        for error in errors:
+            self.record("policy", error.file, "refused", reason=str(error))
+        self.policy_errors = errors
+        return compiled
+
+    def _noticed(self, notice: events.Notice) -> None:
+        """A number from the probe reader: contain, if the workload's policy says so."""
+        if notice.verdict < events.Verdict.STOP:
+            return
+        name = self.watching.name_of(notice.cgroup)
+        workload = self.workloads.get(name or "")
+        if workload is not None:
+            kill = notice.verdict == events.Verdict.KILL
+            self.lifecycle.contain(workload, f"high-risk system call {notice.number}", kill)
+
+    def _broker_gone(self, lost: asyncio.Future[None]) -> None:
+        self._lost(lost, "broker")
+
+    def _lost(self, lost: asyncio.Future[None], what: str) -> None:
+        asyncio.get_running_loop().remove_reader(self.broker.control.fileno())
+        if not lost.done():
+            self.record("lost", what, "failed", reason=f"the {what} died; stopping everything")
+            lost.set_result(None)
+
+
+def _listen(address: str) -> socket.socket:
+    """The gateway's socket. Not loopback would need TLS, which the gateway does not speak yet."""
+    import ipaddress
+
+    host, _, port = address.rpartition(":")
+    ip = ipaddress.ip_address(host.strip("[]"))
+    if not ip.is_loopback:
+        raise OSError(
+            99, f"gateway.listen {address} is not loopback: put a TLS proxy in front", address
+        )
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((str(ip), int(port)))
+    listening.listen(128)
+    return listening
+
+
+def _targets(
+    compiled: dict[str, CompiledPolicy], host: Host
+) -> dict[str, dict[str, dict[str, object]]]:
+    """The broker's allow-list: who may dial what."""
+    return {
+        client: {
+            name: {"workload": target.workload, "port": target.port}
+            if target.workload
+            else {"host": target.host, "port": target.port}
+            for name, target in targets.items()
+        }
+        for client, targets in broker_targets(compiled, host).items()
+    }

@@ -1,0 +1,135 @@
+"""What the supervisor does when the command line asks: one handler per control verb."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from sandbox.errors import SandboxError
+from supervisor.cli import exits
+from supervisor.control import ControlError, Handler, Request
+from supervisor.status import status
+from supervisor.supervise import Supervisor
+from supervisor.workload import Workload
+
+_TRY_TIME = 300.0
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+
+
+def handlers(of: Supervisor) -> Mapping[str, Handler]:
+    """Every verb of the control socket."""
+    verbs = _Verbs(of)
+    return {
+        "status": verbs.status,
+        "stop": verbs.stop,
+        "restart": verbs.restart,
+        "token.issue": verbs.issue_token,
+        "keys.add": verbs.add_key,
+        "keys.list": verbs.list_keys,
+        "keys.remove": verbs.remove_key,
+        "try": verbs.try_out,
+    }
+
+
+class _Verbs:
+    def __init__(self, of: Supervisor) -> None:
+        self._of = of
+
+    async def status(self, request: Request) -> object:
+        return status(self._of)
+
+    async def stop(self, request: Request) -> object:
+        if request.arguments.get("workload") is None:
+            self._of.stop()
+            return {"stopped": "all"}
+        workload = self._workload(request)
+        await self._of.lifecycle.stop(workload)
+        self._of.record("stop", workload.id, "allowed")
+        return {"stopped": workload.id}
+
+    async def restart(self, request: Request) -> object:
+        workload = self._workload(request)
+        await self._of.lifecycle.stop(workload)
+        workload.crashes.forget()
+        workload.restarts += 1
+        await self._of.lifecycle.start(workload)
+        if workload.state != "running":
+            raise ControlError(
+                "start_failed",
+                f"{workload.id} did not start: {workload.error}",
+                f"correct {workload.compiled.policy.file} or the host, then restart it again",
+                exits.REFUSED_START if workload.state == "failed" else exits.FAILED,
+            )
+        return {"restarted": workload.id}
+
+    async def issue_token(self, request: Request) -> object:
+        client, workload = _text(request, "client"), _text(request, "workload")
+        lifetime = request.arguments.get("lifetime")
+        if not isinstance(lifetime, int) or not 1 <= lifetime <= 31_536_000:
+            raise _usage("lifetime is a number of seconds, at most a year")
+        token = await self._of.keys.token(client, workload, lifetime)
+        self._of.record("token", workload, "allowed", client=client, lifetime=lifetime)
+        return {"token": token}
+
+    async def add_key(self, request: Request) -> object:
+        name = _text(request, "name")
+        if len(request.fds) != 1:
+            raise _usage("keys.add needs one descriptor to read the key from")
+        await self._of.keys.add(name, request.fds[0])
+        self._of.record("key-added", "vault", "allowed", key=name)
+        await self._of.unlock()
+        return {"name": name}
+
+    async def list_keys(self, request: Request) -> object:
+        return {"names": await self._of.keys.names()}
+
+    async def remove_key(self, request: Request) -> object:
+        name = _text(request, "name")
+        await self._of.keys.remove(name)
+        self._of.record("key-removed", "vault", "allowed", key=name)
+        await self._of.unlock()
+        return {"name": name}
+
+    async def try_out(self, request: Request) -> object:
+        workload = self._workload(request)
+        argv = request.arguments.get("argv")
+        if not isinstance(argv, list) or not argv or not all(isinstance(a, str) for a in argv):
+            raise _usage("argv is a list of words, the first an absolute path inside the sandbox")
+        if len(request.fds) != 3:
+            raise _usage("try needs stdin, stdout and stderr")
+        stdin, stdout, stderr = (os.dup(fd) for fd in request.fds)
+        try:
+            code = await self._of.lifecycle.try_out(
+                workload.id, tuple(argv), (stdin, stdout, stderr), _TRY_TIME
+            )
+        except (SandboxError, OSError) as error:
+            fix = getattr(error, "fix", "")
+            raise ControlError("try_failed", str(error), fix, exits.TRY_FAILED) from error
+        finally:
+            for fd in (stdin, stdout, stderr):
+                os.close(fd)
+        self._of.record("try", workload.id, "allowed", code=code)
+        killed = code > 128
+        return {"exit": None if killed else code, "signal": code - 128 if killed else None}
+
+    def _workload(self, request: Request) -> Workload:
+        id_ = _text(request, "workload")
+        try:
+            return self._of.workloads[id_]
+        except KeyError:
+            known = ", ".join(sorted(self._of.workloads))
+            raise ControlError(
+                "unknown_workload", f"no workload {id_}", f"one of: {known}", exits.USAGE
+            ) from None
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.arguments.get(name)
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise _usage(f"{name} is a name of a-z, 0-9, '.' and '-'")
+    return value
+
+
+def _usage(message: str) -> ControlError:
+    return ControlError("bad_request", message, "see `anchorhold --help`", exits.USAGE)
