@@ -33,7 +33,7 @@ class ConfigError(ProxyError):
     fix = "Supervisor and proxy must come from the same release."
 
 
-class AuditUnwritable(ProxyError):  # noqa: N818  # the name all rooms agreed on
+class AuditUnwritable(ProxyError):
     """A record could not be written whole; the caller must refuse the request (fail closed)."""
 
     code = "audit_unwritable"

@@ -13,7 +13,7 @@ READ = 65536
 class Peer:
     """The client's or the adapter's side. `http` does the parsing, this class the input/output.
 
-    `received` and `sent` count bytes on the wire. Read errors and EOF look alike: the peer left.
+    Read errors and EOF look alike: the peer left. So does a peer that closes only its sending half.
     """
 
     def __init__(
@@ -28,8 +28,6 @@ class Peer:
         self._reader = reader
         self._writer = writer
         self._write_timeout = write_timeout
-        self.received = 0
-        self.sent = 0
 
     async def read(self) -> bytes:
         """The next bytes; empty (and `gone`) when the peer has closed."""
@@ -37,7 +35,6 @@ class Peer:
             data = await self._reader.read(READ)
         except OSError:
             data = b""
-        self.received += len(data)
         self.gone = self.gone or not data
         return data
 
@@ -58,7 +55,6 @@ class Peer:
     async def write(self, data: bytes) -> None:
         """Send bytes as they are. Raises OSError when the peer left, or took none for too long."""
         self._writer.write(data)
-        self.sent += len(data)
         async with asyncio.timeout(self._write_timeout):
             await self._writer.drain()
 

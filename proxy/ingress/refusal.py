@@ -57,6 +57,8 @@ def common_headers(request: str) -> list[tuple[bytes, bytes]]:
         (b"x-request-id", request.encode("ascii")),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
+        # A workload that turned hostile must not script the gateway's origin.
+        (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
         (b"connection", b"close"),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import secrets
 import signal
 import socket
@@ -226,7 +227,9 @@ def _complain(error: Exception) -> None:
     while trace is not None:
         place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
-    print(f"gateway: {text}{place}", file=sys.stderr, flush=True)
+    # stderr is a pipe to another process; one that does not read must not stop this one.
+    with contextlib.suppress(OSError):
+        os.write(2, f"gateway: {text}{place}\n".encode())
 
 
 async def _main(listener: socket.socket, gateway: Gateway) -> None:
@@ -248,6 +251,7 @@ def main() -> int:
     except ProxyError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 78  # EX_CONFIG, sysexits(3)
+    os.set_blocking(2, False)
     gc.collect()
     gc.freeze()
     asyncio.run(_main(socket.socket(fileno=listen), gateway))

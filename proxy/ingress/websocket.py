@@ -51,9 +51,12 @@ def wanted(head: Head) -> bool:
 def offered(head: Head) -> tuple[bytes | None, list[bytes]]:
     """The token a browser sends as ``Sec-WebSocket-Protocol: bearer, <token>``, and the rest."""
     names = head.tokens(b"sec-websocket-protocol")
-    if BEARER not in names:
+    places = [at for at, name in enumerate(names) if name.lower() == BEARER]
+    if not places:
         return None, names
-    at = names.index(BEARER)
+    if len(places) > 1:
+        raise Refusal(400, "two_tokens", "Send the token in one place only.")
+    at = places[0]
     token = names[at + 1] if len(names) > at + 1 else b""
     return token, names[:at] + names[at + 2 :]
 
@@ -97,7 +100,9 @@ async def handshake(
     chosen = _agreed(reply, key, protocols)
     # A browser that offered protocols fails the connection unless one of them is chosen.
     if chosen is None and token is not None:
-        chosen = BEARER
+        chosen = next(
+            name for name in head.tokens(b"sec-websocket-protocol") if name.lower() == BEARER
+        )
     answer = [
         (b"upgrade", b"websocket"),
         (b"sec-websocket-accept", _accept(key)),
@@ -170,13 +175,27 @@ class Tunnel:
         return reason
 
     async def _both(self, deadline: asyncio.Timeout, until: float) -> str | None:
-        up = asyncio.create_task(self._pump(self._client, self._adapter, self._up, deadline, until))
+        up = asyncio.create_task(
+            self._pump(
+                (self._client, "client_gone"),
+                (self._adapter, "adapter_gone"),
+                self._up,
+                deadline,
+                until,
+            )
+        )
         down = asyncio.create_task(
-            self._pump(self._adapter, self._client, self._down, deadline, until)
+            self._pump(
+                (self._adapter, "adapter_gone"),
+                (self._client, "client_gone"),
+                self._down,
+                deadline,
+                until,
+            )
         )
         try:
             await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            first, source = (up, "client_gone") if up.done() else (down, "adapter_gone")
+            first = up if up.done() else down
         finally:
             up.cancel()
             down.cancel()
@@ -186,31 +205,35 @@ class Tunnel:
             await self._close(code, reason)
             return reason
         # After Close frames the ends of the streams are no surprise.
-        return None if self._up.closed or self._down.closed else source
+        return None if self._up.closed or self._down.closed else reason
 
     async def _pump(
         self,
-        source: Peer,
-        target: Peer,
+        source: tuple[Peer, str],
+        target: tuple[Peer, str],
         meter: FrameMeter,
         deadline: asyncio.Timeout,
         until: float,
     ) -> tuple[int, str]:
-        """Relay one direction; returns (0, "") at its end, or the close code and reason."""
+        """Relay one direction; returns (0, who left) at its end, or the close code and reason.
+
+        `source` and `target` come with the reason to give when they leave.
+        """
         loop = asyncio.get_running_loop()
-        data = source.http.trailing_data[0] or await source.read()
+        sender, receiver = source[0], target[0]
+        data = sender.http.trailing_data[0] or await sender.read()
         while data:
             deadline.reschedule(min(until, loop.time() + self._idle))
             passed, error = meter.feed(data)
             if passed:
                 try:
-                    await target.write(passed)
+                    await receiver.write(passed)
                 except OSError:
-                    break
+                    return 0, target[1]
             if error is not None:
                 return error.close, error.code
-            data = await source.read()
-        return 0, ""
+            data = await sender.read()
+        return 0, source[1]
 
     async def _close(self, code: int, reason: str) -> None:
         """Close both sides with a Close frame, where one fits: never inside another frame."""

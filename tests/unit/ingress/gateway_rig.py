@@ -157,8 +157,9 @@ class Adapter(threading.Thread):
         self._loop.close()
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self.join(2)
+        if self.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self.join(2)
         self._listener.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -206,6 +207,8 @@ class Adapter(threading.Thread):
             return
         if path == "/garbage":
             writer.write(b"\x00\x01 not http\r\n\r\n")
+        elif path == "/switch":
+            writer.write(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
         elif path == "/gzip":
             send(h11.Response(status_code=200, headers=[("content-encoding", "gzip")]))
         elif path == "/cut":
@@ -238,8 +241,9 @@ class Adapter(threading.Thread):
         else:
             body = b"" if seen.method == "HEAD" else json.dumps(
                 {"target": seen.target, "size": len(seen.body)}).encode()  # fmt: skip
-            send(h11.Response(status_code=200, headers=[("content-type", "application/json"),
-                 ("content-length", str(len(body)))]), h11.Data(data=body), h11.EndOfMessage())  # fmt: skip
+            headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+            send(h11.Response(status_code=200, headers=headers), h11.Data(data=body))
+            send(h11.EndOfMessage())
         await writer.drain()
 
     async def _websocket(self, reader: Any, writer: Any, seen: Seen) -> None:
@@ -327,7 +331,9 @@ class Gateway:
         listener.close()
 
     def close(self) -> str:
-        """Stop it; returns what it wrote to stderr."""
+        """Stop it; returns what it wrote to stderr (nothing the second time)."""
+        if self.process.stderr.closed:
+            return ""
         if self.process.poll() is None:
             self.process.terminate()
         try:

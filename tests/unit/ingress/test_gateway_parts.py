@@ -115,7 +115,8 @@ def test_a_good_token() -> None:
     [
         {"alg": "none"}, {"alg": "HS256"}, {"alg": "eddsa"}, {"alg": "Ed25519"}, {"alg": None},
         {"kid": None}, {"kid": 1}, {"kid": ["k1"]}, {"typ": "at+jwt"}, {"typ": None},
-        {"crit": ["b64"], "b64": False}, {"jwk": ISSUER.public}, {"jku": "http://x"}, {"cty": "JWT"},
+        {"crit": ["b64"], "b64": False}, {"jwk": ISSUER.public}, {"jku": "http://x"},
+        {"cty": "JWT"},
     ],
 )  # fmt: skip
 def test_headers_other_than_the_one(change: dict[str, Any]) -> None:

@@ -67,8 +67,8 @@ def test_adapter_headers_that_do_not_return(gateway: Gateway) -> None:
     answer = gateway.ask("GET", "/rest/chatty")
     assert answer.status == 302
     assert sorted(answer.headers) == [
-        "cache-control", "connection", "content-length", "etag", "referrer-policy",
-        "x-content-type-options", "x-request-id",
+        "cache-control", "connection", "content-length", "content-security-policy", "etag",
+        "referrer-policy", "x-content-type-options", "x-request-id",
     ]  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_a_client_that_vanishes_within_its_body(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("path", "code"),
     [("/rest/die", "adapter_gone"), ("/rest/garbage", "adapter_bad_answer"),
-     ("/rest/gzip", "adapter_bad_answer")],
+     ("/rest/gzip", "adapter_bad_answer"), ("/rest/switch", "adapter_bad_answer")],
 )  # fmt: skip
 def test_an_adapter_that_fails(gateway: Gateway, path: str, code: str) -> None:
     answer = gateway.ask("GET", path)

@@ -81,6 +81,13 @@ def test_a_browser_sends_its_token_as_a_subprotocol(gateway: Gateway) -> None:
         ((*UPGRADE, "Origin: http://evil.test"), {}, 403, "origin_not_allowed"),
         ((*UPGRADE, "Sec-WebSocket-Protocol: bearer"), {"token": None}, 401, "malformed_token"),
         ((*UPGRADE, "Sec-WebSocket-Protocol: bearer, x"), {}, 400, "two_tokens"),
+        ((*UPGRADE, "Sec-WebSocket-Protocol: Bearer, x"), {}, 400, "two_tokens"),
+        (
+            (*UPGRADE, "Sec-WebSocket-Protocol: bearer, x, BEARER, y"),
+            {"token": None},
+            400,
+            "two_tokens",
+        ),
         ((*UPGRADE[:3], "Sec-WebSocket-Key: AAAA"), {}, 400, "bad_upgrade"),
         (UPGRADE[:3], {}, 400, "bad_upgrade"),
         ((UPGRADE[1], "Upgrade: h2c"), {}, 400, "bad_upgrade"),

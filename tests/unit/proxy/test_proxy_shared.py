@@ -306,7 +306,7 @@ def test_a_broker_that_dies_fails_every_dial(side: BrokerSide) -> None:
 def test_replies_that_are_none(side: BrokerSide, reply: bytes) -> None:
     def serve() -> None:
         number, _, _ = side.ask()
-        side.sock.send(struct.pack("!IB", number, 0) if not reply else reply)
+        side.sock.send(reply if reply else struct.pack("!IB", number, 0))
 
     in_thread(serve)
     with pytest.raises(DialError) as caught:
