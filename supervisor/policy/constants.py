@@ -40,6 +40,9 @@ CONSTANTS: dict[str, int] = {
     "CLONE_NEWUSER": 0x10000000,
     "CLONE_NEWPID": 0x20000000,
     "CLONE_NEWNET": 0x40000000,
+    # linux/stat.h
+    "S_ISUID": 0o4000,
+    "S_ISGID": 0o2000,
     # linux/personality.h
     "PER_LINUX": 0,
     "PER_QUERY": 0xFFFFFFFF,

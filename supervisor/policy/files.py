@@ -35,7 +35,7 @@ def mounts(
         elif isinstance(permission, model.Headers):
             found += _headers(rule, context, fail)
         elif isinstance(permission, model.BpfDirectory):
-            found.append(Bind(f"{host.paths.run}/bpf", "/sys/fs/bpf", permission.access))
+            found.append(Bind(bpf_directory(host), "/sys/fs/bpf", permission.access))
     _no_overlap(files, fail)
     return tuple(sorted(found, key=target_of))
 
@@ -48,6 +48,14 @@ def target_of(mount: Mount) -> str:
 def state_directory(host: Host, workload: str) -> str:
     """The directory behind /state. The prefix keeps a workload's name off every other file's."""
     return f"{host.paths.state}/w-{workload.replace('.', '-')}"
+
+
+def bpf_directory(host: Host) -> str:
+    """The directory for pinned probes, mode 0700, owned by the loader; `<run>/bpf` is a bpffs.
+
+    Not the file system's root, which holds files of the kernel's own.
+    """
+    return f"{host.paths.run}/bpf/watch"
 
 
 def host_path(path: str, host: Host) -> str:
