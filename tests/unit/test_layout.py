@@ -61,7 +61,7 @@ BESIDES_ROOT = {
 }
 
 # Import name -> name in packaging/locks/runtime.in, where they differ.
-DISTRIBUTION = {"ruamel": "ruamel.yaml", "jwt": "PyJWT"}
+DISTRIBUTION = {"ruamel": "ruamel.yaml"}
 # Wheels that are loaded without an import of ours.
 LOADED_BY_OTHERS = {"uvloop": "uvicorn", "httptools": "uvicorn", "click": "uvicorn"}
 
