@@ -58,7 +58,8 @@ class Btf:
             ) from error
 
     def _index(self) -> tuple[list[int], dict[str, int]]:
-        at, by_name, position, size = [0], {}, 0, len(self._types)
+        at, by_name = [0], dict[str, int]()
+        position, size = 0, len(self._types)
         while position < size:
             name, info, _ = _HEAD.unpack_from(self._types, position)
             kind, count = info >> 24 & 31, info & 0xFFFF
@@ -81,8 +82,10 @@ class Btf:
 
     def _find(self, position: int, wanted: bytes) -> int | None:
         """Bit offset of member `wanted`, looking through members without a name."""
-        _, info, _ = _HEAD.unpack_from(self._types, position)
+        info: int = _HEAD.unpack_from(self._types, position)[1]
         for index in range(info & 0xFFFF):
+            name: int
+            bits: int
             name, target, bits = _HEAD.unpack_from(self._types, position + 12 + 12 * index)
             offset = bits & 0xFFFFFF if info >> 31 else bits
             if name and self._names.startswith(wanted + b"\0", name):

@@ -11,7 +11,7 @@ import struct
 from typing import NamedTuple
 
 ABI = 1
-CALLS = 512
+CALLS = 512  # call numbers the tables have room for; a number outside is an alert
 SLOTS = 128
 RING_BYTES = 256 * 1024
 MEMBERS = 16384
@@ -25,15 +25,24 @@ UNSEEN, ALLOWED, HIGH_RISK = 0, 1, 2
 RULES = struct.Struct(f"<{CALLS}sBBB5x")
 # state: what was called, errno bits by call, errno bits by foreign flags, two rate limiters.
 STATE = struct.Struct(f"<{CALLS}s{CALLS}s8sQQ")
-# counters: cgroup id, seen, suppressed, lost.
+# slots: the slot, and its counters at the time of registering.
+SLOT = struct.Struct("<I4xQQQ")
+# counters: cgroup id of the last event, seen, suppressed, lost. Frozen: programs add, nobody else
+# writes, so a slot's totals go on from workload to workload.
 COUNTERS = struct.Struct("<QQQQ")
 # manifest: ABI, level, slice id, whether the denial filter is attached, padding.
 MANIFEST = struct.Struct("<IIQII")
 
 # errno values the denial filter reports, in bit order. ENOSYS is what our seccomp filter answers
 # to a call no rule names; ENOENT is left out, because every search path makes dozens of them.
-DENIALS = {"EPERM": 1, "EACCES": 13, "EROFS": 30, "ENOSYS": 38, "EAFNOSUPPORT": 97}
-DENIALS["ENETUNREACH"] = 101
+DENIALS = {
+    "EPERM": 1,
+    "EACCES": 13,
+    "EROFS": 30,
+    "ENOSYS": 38,
+    "EAFNOSUPPORT": 97,
+    "ENETUNREACH": 101,
+}
 
 # Rate limiters, one for alerts and one for records, each workload its own.
 BURST = 64
@@ -53,15 +62,16 @@ class Counters(NamedTuple):
 
 def macros() -> dict[str, int]:
     """The numbers of this file as the C source wants them."""
-    names = {f"CALLS_{name}": value for name, value in (("ALLOWED", ALLOWED), ("RISK", HIGH_RISK))}
     return {
-        **names,
+        "CALLS_ALLOWED": ALLOWED,
+        "CALLS_RISK": HIGH_RISK,
         "CALLS": CALLS,
         "SLOTS": SLOTS,
         "MEMBERS": MEMBERS,
         "RING_PAGES": RING_BYTES // 4096,
         "RULES_SIZE": RULES.size,
         "STATE_SIZE": STATE.size,
+        "SLOT_SIZE": SLOT.size,
         "COUNTERS_SIZE": COUNTERS.size,
         "MANIFEST_SIZE": MANIFEST.size,
         "INTERVAL_NS": 1_000_000_000 // PER_SECOND,

@@ -130,7 +130,7 @@ def _refusal(error: OSError, doing: str) -> ProbeError:
     """An OSError of bpf(2) by its real cause."""
     number = error.errno or 0
     if number == errno.EPERM:
-        fix = "Give the loader CAP_BPF and CAP_PERFMON; kernel lockdown=confidentiality forbids it."
+        fix = "The loader needs CAP_BPF and CAP_PERFMON, and no lockdown=confidentiality."
         return ProbeError("not_permitted", f"{doing} was refused: {error.strerror}.", fix, number)
     return ProbeError(
         "kernel_refused", f"{doing} failed: {error.strerror}.", "See the errno.", number
@@ -162,7 +162,7 @@ def preflight(pins: Path) -> None:
 
 
 def _compile(text: str) -> Any:
-    import bcc  # type: ignore[import-untyped]  # 127 MB of LLVM: only here
+    import bcc  # 127 MB of LLVM: only here
 
     try:
         return bcc.BPF(text=text)
@@ -198,7 +198,7 @@ def _attach(module: Any, program: Program, known: dict[str, int]) -> tuple[int, 
 
 
 def load(config: Config) -> dict[str, object]:
-    """Load, attach and pin everything; return the status. Raises ProbeError, nothing left pinned."""
+    """Load, attach and pin all, return the status. Raises ProbeError with nothing left pinned."""
     began = time.monotonic()
     preflight(config.pins)
     used = headers.linked()
@@ -238,7 +238,8 @@ def _pin(config: Config, module: Any, links: dict[str, int]) -> None:
     value = layout.MANIFEST.pack(layout.ABI, config.level, config.slice, config.denials, 0)
     try:
         bpf.update(manifest, bytes(4), value)
-        bpf.freeze(manifest)
+        for fd in (manifest, module[b"counters"].map_fd):
+            bpf.freeze(fd)
         for name in layout.MAPS:
             if name != "manifest":
                 bpf.pin(module[name.encode()].map_fd, str(config.pins / name))

@@ -18,12 +18,13 @@ from .layout import Counters
 from .rules import WatchRules
 
 _VALUES = {
+    "slots": layout.SLOT.size,
     "rules": layout.RULES.size,
     "state": layout.STATE.size,
     "counters": layout.COUNTERS.size,
     "manifest": layout.MANIFEST.size,
 }
-_SLOT = struct.Struct("<I")
+_INDEX = struct.Struct("<I")
 _ID = struct.Struct("<Q")
 
 
@@ -64,6 +65,7 @@ class Watch:
         self.level = level
         self.denials = denials
         self._slots = dict(self._registered())
+        self._next = 0
 
     @classmethod
     def open(cls, directory: Path | str) -> Watch:
@@ -80,8 +82,7 @@ class Watch:
                 if name in fds or name == "members":
                     continue
                 flags = bpf.RDONLY if name in ("manifest", "counters") else 0
-                # Registering zeroes the counters, so the supervisor itself needs them writable.
-                fds[name] = bpf.get(str(directory / name), 0 if name == "counters" else flags)
+                fds[name] = bpf.get(str(directory / name), flags)
             level, denials = _check(fds)
         except OSError as error:
             _close(fds)
@@ -112,12 +113,14 @@ class Watch:
         _close(self._fds)
         self._fds = {}
 
-    def _registered(self) -> list[tuple[int, int]]:
+    def _registered(self) -> list[tuple[int, tuple[int, Counters]]]:
+        """What the kernel has: cgroup id, (slot, counters at registering)."""
         found, key = [], bpf.next_key(self._fds["slots"], None, _ID.size)
         while key is not None:
-            value = bpf.lookup(self._fds["slots"], key, _SLOT.size)
+            value = bpf.lookup(self._fds["slots"], key, layout.SLOT.size)
             if value is not None:
-                found.append((_ID.unpack(key)[0], _SLOT.unpack(value)[0]))
+                slot, *before = layout.SLOT.unpack(value)
+                found.append((_ID.unpack(key)[0], (slot, Counters(*before))))
             key = bpf.next_key(self._fds["slots"], key, _ID.size)
         return found
 
@@ -138,19 +141,21 @@ class Watch:
                 "The rules ask for denial reports, and the exit filter is not attached.",
                 'Run the loader with "denials": true.',
             )
-        free = set(range(layout.SLOTS)) - set(self._slots.values())
+        taken = {slot for slot, _ in self._slots.values()}
+        free = [slot for slot in range(layout.SLOTS) if slot not in taken]
         if not free:
             raise ProbeError(
                 "full", f"All {layout.SLOTS} places are taken.", "Unregister a stopped workload."
             )
-        slot = min(free)
-        key = _SLOT.pack(slot)
+        # In turn, so that what a slot's last user left in flight is not counted to the next one.
+        slot = min(free, key=lambda slot: (slot - self._next) % layout.SLOTS)
+        key, before = _INDEX.pack(slot), self._totals(slot)
         try:
             bpf.update(self._fds["state"], key, bytes(layout.STATE.size))
-            bpf.update(self._fds["counters"], key, layout.COUNTERS.pack(cgroup_id, 0, 0, 0))
             bpf.update(self._fds["rules"], key, encode_rules(rules))
             # Last: from here on the programs see the workload, complete.
-            bpf.update(self._fds["slots"], _ID.pack(cgroup_id), key, bpf.NOEXIST)
+            value = layout.SLOT.pack(slot, *before)
+            bpf.update(self._fds["slots"], _ID.pack(cgroup_id), value, bpf.NOEXIST)
         except OSError as error:
             raise ProbeError(
                 "refused",
@@ -158,38 +163,42 @@ class Watch:
                 "See the errno; the workload must not be started.",
                 error.errno or 0,
             ) from error
-        self._slots[cgroup_id] = slot
+        self._slots[cgroup_id] = slot, before
+        self._next = slot + 1
 
     def unregister(self, cgroup_id: int) -> Counters:
         """Stop watching `cgroup_id` and return its last counters. KeyError when it was not."""
-        slot = self._slots.pop(cgroup_id)
+        last = self._since(*self._slots.pop(cgroup_id))
         with contextlib.suppress(FileNotFoundError):
             bpf.delete(self._fds["slots"], _ID.pack(cgroup_id))
-        last = self._counters(slot)
-        bpf.update(self._fds["counters"], _SLOT.pack(slot), bytes(layout.COUNTERS.size))
         return last
 
     def counters(self) -> dict[int, Counters]:
-        """Totals of every watched workload, by cgroup id."""
-        return {cgroup: self._counters(slot) for cgroup, slot in self._slots.items()}
+        """Totals of every watched workload since it was registered, by cgroup id."""
+        return {cgroup: self._since(*place) for cgroup, place in self._slots.items()}
 
-    def _counters(self, slot: int) -> Counters:
-        value = bpf.lookup(self._fds["counters"], _SLOT.pack(slot), layout.COUNTERS.size)
+    def _totals(self, slot: int) -> Counters:
+        value = bpf.lookup(self._fds["counters"], _INDEX.pack(slot), layout.COUNTERS.size)
         return Counters(*layout.COUNTERS.unpack(value or bytes(layout.COUNTERS.size))[1:])
+
+    def _since(self, slot: int, before: Counters) -> Counters:
+        return Counters(*(a - b for a, b in zip(self._totals(slot), before, strict=True)))
 
     def seen(self, cgroup_id: int) -> frozenset[int]:
         """Call numbers the workload has made (and seccomp let in). KeyError when not watched."""
-        value = bpf.lookup(self._fds["state"], _SLOT.pack(self._slots[cgroup_id]), _STATE)
-        table = layout.STATE.unpack(value or bytes(_STATE))[0]
+        size = layout.STATE.size
+        value = bpf.lookup(self._fds["state"], _INDEX.pack(self._slots[cgroup_id][0]), size)
+        table = layout.STATE.unpack(value or bytes(size))[0]
         return frozenset(number for number, bits in enumerate(table) if bits & 1)
 
     def fds_for_reader(self) -> dict[str, int]:
         """Fresh descriptors for the reader, by name; the caller passes and closes them.
 
-        `counters` can only be read. `ring` is writable, because consuming moves a position in its
-        first page; its data pages the kernel never lets be written.
+        `counters` is frozen: neither the reader nor root can write it. (A descriptor opened with
+        BPF_F_RDONLY could not be mapped.) `ring` is writable, because consuming moves a position in
+        its first page; its data pages the kernel never lets be written.
         """
-        counters = bpf.get(str(self._directory / "counters"), bpf.RDONLY)
+        counters = bpf.get(str(self._directory / "counters"))
         try:
             return {"ring": bpf.get(str(self._directory / "ring")), "counters": counters}
         except BaseException:
@@ -197,12 +206,9 @@ class Watch:
             raise
 
 
-_STATE = layout.STATE.size
-
-
 def _check(fds: dict[str, int]) -> tuple[int, bool]:
     """Level and denial flag of the manifest, after every map's sizes were compared with ours."""
-    value = bpf.lookup(fds["manifest"], _SLOT.pack(0), layout.MANIFEST.size)
+    value = bpf.lookup(fds["manifest"], _INDEX.pack(0), layout.MANIFEST.size)
     abi, level, _, denials, _ = layout.MANIFEST.unpack(value or bytes(layout.MANIFEST.size))
     sizes = {name: bpf.map_info(fds[name]).value_size for name in _VALUES}
     if abi != layout.ABI or sizes != _VALUES:

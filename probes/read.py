@@ -11,12 +11,11 @@ import json
 import os
 import select
 import signal
-import socket
 import time
 
 from . import layout
 from .errors import ProbeError
-from .events import Event, Flag, Kind, Verdict, decode, to_wire
+from .events import RECORD_SIZE, Event, Flag, Kind, Verdict, decode, to_wire
 from .launch import inherited, require
 from .ring import CounterPage, Ring
 from .syscalls import name
@@ -99,13 +98,15 @@ def _utc(nanoseconds: int) -> str:
 class Reader:
     """Names, counters and descriptors of one run."""
 
-    def __init__(self, ring: Ring, counters: CounterPage, audit: int, control: socket.socket):
+    def __init__(self, ring: Ring, counters: CounterPage, audit: int, control: int):
         self._ring = ring
         self._counters = counters
         self._audit = audit
         self._control = control
         self._names: dict[int, str] = {}
-        self._last: dict[int, tuple[int, ...]] = {}
+        # From nothing: what was lost before this reader ran (while the last one was down, say) is
+        # told once more rather than not at all.
+        self._last = [(0, 0, 0, 0)] * layout.SLOTS
         self._torn = False
         self.garbage = 0  # ring records and datagrams that were none of ours
         self.unwritten = 0  # audit lines the log did not take
@@ -125,40 +126,48 @@ class Reader:
             self._write(record(event, self._names.get(event.cgroup, ""), wall))
 
     def hear(self) -> bool:
-        """Take one datagram from the supervisor; False when it has gone."""
-        try:
-            data = self._control.recv(DATAGRAM_MAX)
-        except BlockingIOError:
-            return True
-        except ConnectionError:
-            return False
-        if not data:
-            return False
+        """Take what the supervisor has sent; False when it has gone."""
+        for _ in range(WORKLOADS_MAX):
+            try:
+                data = os.read(self._control, DATAGRAM_MAX)  # one datagram, SOCK_SEQPACKET
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not data:
+                return False
+            if not self._learn(data):
+                self.garbage += 1
+        return True
+
+    def _learn(self, data: bytes) -> bool:
+        """One message: {"op": "workload", "cgroup", "id"} or {"op": "forget", "cgroup"}."""
         try:
             message = json.loads(data)
             verb, cgroup = message["op"], message["cgroup"]
-            if verb == "workload" and type(cgroup) is int and type(message["id"]) is str:
-                if len(self._names) < WORKLOADS_MAX or cgroup in self._names:
-                    self._names[cgroup] = message["id"][:128]
-                return True
-            if verb == "forget" and type(cgroup) is int:
+            if type(cgroup) is not int:
+                return False
+            if verb == "forget":
                 self._names.pop(cgroup, None)
-                self._last.pop(cgroup, None)
                 return True
+            if verb != "workload" or type(message["id"]) is not str:
+                return False
+            if len(self._names) >= WORKLOADS_MAX and cgroup not in self._names:
+                return False
+            self._names[cgroup] = message["id"][:128]
         except (ValueError, TypeError, KeyError, RecursionError):
-            pass
-        self.garbage += 1
+            return False
         return True
 
     def tell_counters(self) -> None:
-        """Write what changed in the counters; tell the supervisor of every new loss."""
+        """Write what the counters grew by since the last time; tell the supervisor of a loss."""
         now = time.time_ns()
-        for cgroup, seen, suppressed, lost in self._counters:
-            before = self._last.get(cgroup, (0, 0, 0))
-            if (suppressed, lost) == before[1:]:
+        current = self._counters.read()
+        for before, after in zip(self._last, current, strict=True):
+            if before[2:] == after[2:]:
                 continue
-            self._last[cgroup] = (seen, suppressed, lost)
-            fresh = lost - before[2]
+            cgroup, seen, suppressed, lost = after
+            fresh = lost - before[3]
             if fresh > 0:
                 self._send(to_wire(_loss(cgroup, min(fresh, 0x7FFFFFFF))))
             self._write(
@@ -170,11 +179,12 @@ class Reader:
                     "verdict": "failed" if fresh > 0 else "allowed",
                     "reason": "events were lost" if fresh > 0 else "repeated events held back",
                     "cgroup": cgroup,
-                    "seen": seen,
-                    "suppressed": suppressed,
-                    "lost": lost,
+                    "seen": seen - before[1],
+                    "suppressed": suppressed - before[2],
+                    "lost": fresh,
                 }
             )
+        self._last = current
         mine = (self.garbage, self.unwritten, self.undelivered)
         if mine != self._told:
             self._told = mine
@@ -194,7 +204,7 @@ class Reader:
 
     def _send(self, datagram: bytes) -> None:
         try:
-            self._control.send(datagram)
+            os.write(self._control, datagram)
         except OSError:
             self.undelivered += 1
 
@@ -215,7 +225,7 @@ class Reader:
     def run(self, wake: int) -> None:
         """Until `wake` is readable (a signal) or the supervisor is gone."""
         poll = select.epoll()
-        control = self._control.fileno()
+        control = self._control
         for fd in (self._ring.fd, control, wake):
             poll.register(fd, select.EPOLLIN)
         due = time.monotonic() + TICK
@@ -223,10 +233,10 @@ class Reader:
             # A ring that is not empty is not waited for: its wake-up may have been the last event.
             wait = 0.0 if self._ring.fill else max(0.0, due - time.monotonic())
             ready = {fd for fd, _ in poll.poll(wait)}
-            if control in ready and not self.hear():
-                return
-            if wake in ready:
-                self.drain()
+            gone = control in ready and not self.hear()
+            if gone or wake in ready:
+                for _ in range(layout.RING_BYTES // (BATCH * RECORD_SIZE)):
+                    self.drain()
                 self.tell_counters()
                 return
             self.drain()
@@ -247,8 +257,7 @@ def main() -> int:
         fds = [require(handed, word) for word in ("ring", "counters", "audit", "control")]
         ring = Ring(fds[0], layout.RING_BYTES)
         counters = CounterPage(fds[1], layout.SLOTS, layout.COUNTERS)
-        control = socket.socket(fileno=fds[3])
-        control.setblocking(False)
+        os.set_blocking(fds[3], False)
     except (ProbeError, OSError) as error:
         os.write(2, f"probe reader: {error}\n".encode())
         return 2
@@ -256,5 +265,5 @@ def main() -> int:
     signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    Reader(ring, counters, fds[2], control).run(wake)
+    Reader(ring, counters, fds[2], fds[3]).run(wake)
     return 0

@@ -61,7 +61,7 @@ class Ring:
 
 
 class CounterPage:
-    """The counters array, mapped read-only: totals of every slot without a system call."""
+    """The frozen counters array, mapped: totals of every slot without a system call."""
 
     def __init__(self, fd: int, slots: int, value: struct.Struct) -> None:
         size = -(-slots * value.size // _PAGE) * _PAGE
@@ -69,9 +69,7 @@ class CounterPage:
         self._value = value
         self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
 
-    def __iter__(self) -> Iterator[tuple[int, ...]]:
-        """The values of the slots in use: (cgroup id, seen, suppressed, lost)."""
-        for slot in range(self._slots):
-            value = self._value.unpack_from(self._map, slot * self._value.size)
-            if value[0]:
-                yield value
+    def read(self) -> list[tuple[int, int, int, int]]:
+        """For every slot: cgroup id of its last event, and its totals seen, suppressed, lost."""
+        size = self._value.size
+        return [self._value.unpack_from(self._map, slot * size) for slot in range(self._slots)]

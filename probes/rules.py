@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CALLS = 512  # call numbers the kernel tables have room for; anything outside is an alert
+from .layout import CALLS
+
 ON_HIGH_RISK = ("record", "alert", "stop", "kill")
 ON_UNSEEN = ("record", "alert")
 

@@ -17,6 +17,12 @@
 #define COMPAT_STATUS 2     // TS_COMPAT in thread_info.status
 #define HERE BPF_F_CURRENT_CPU
 
+struct slot {
+    u32 number;
+    u32 zero;
+    u64 before[3];          // user space's: what the counters said at registering
+};
+
 struct rules {
     u8 call[CALLS];
     u8 on_unseen;
@@ -67,6 +73,7 @@ struct path_event {
     char path[PATH_SIZE];
 };
 
+_Static_assert(sizeof(struct slot) == SLOT_SIZE, "slot");
 _Static_assert(sizeof(struct rules) == RULES_SIZE, "rules");
 _Static_assert(sizeof(struct state) == STATE_SIZE, "state");
 _Static_assert(sizeof(struct counters) == COUNTERS_SIZE, "counters");
@@ -74,9 +81,9 @@ _Static_assert(sizeof(struct manifest) == MANIFEST_SIZE, "manifest");
 _Static_assert(sizeof(struct event) == RECORD_SIZE, "event");
 _Static_assert(sizeof(struct path_event) == RECORD_SIZE + PATH_SIZE, "path_event");
 
-// BPF_F_RDONLY_PROG: a bug here cannot change what was asked for. BPF_F_MMAPABLE: the reader has
-// the counters without a system call.
-BPF_F_TABLE("hash", u64, u32, slots, SLOTS, BPF_F_RDONLY_PROG);
+// BPF_F_RDONLY_PROG: a bug here cannot change what was asked for. The loader freezes `counters`:
+// only the programs write it, and the reader maps it without a system call per look.
+BPF_F_TABLE("hash", u64, struct slot, slots, SLOTS, BPF_F_RDONLY_PROG);
 BPF_F_TABLE("array", u32, struct rules, rules, SLOTS, BPF_F_RDONLY_PROG);
 BPF_F_TABLE("array", u32, struct state, state, SLOTS, 0);
 BPF_F_TABLE("array", u32, struct counters, counters, SLOTS, BPF_F_MMAPABLE);
@@ -152,6 +159,7 @@ static __always_inline int report(void *event, u64 size, u32 slot, int always)
     struct state *mine = state.lookup(&slot);
     if (!count || !mine)
         return 0;
+    count->cgroup = head->cgroup;
     __sync_fetch_and_add(&count->seen, 1);
     u64 *budget = head->verdict == VERDICT_RECORD ? &mine->records : &mine->alerts;
     if (!afford(budget, head->time) && !always) {
@@ -178,10 +186,10 @@ static __always_inline void repeated(u32 slot)
 int on_enter(struct bpf_raw_tracepoint_args *ctx)
 {
     u64 cgroup = workload();
-    u32 *found = slots.lookup(&cgroup);
+    struct slot *found = slots.lookup(&cgroup);
     if (!found)
         return 0;
-    u32 slot = *found;
+    u32 slot = found->number;
     struct rules *rule = rules.lookup(&slot);
     struct state *mine = state.lookup(&slot);
     if (!rule || !mine)
@@ -237,10 +245,10 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     }
     u64 cgroup = workload();
-    u32 *found = slots.lookup(&cgroup);
+    struct slot *found = slots.lookup(&cgroup);
     if (!found)
         return 0;
-    u32 slot = *found;
+    u32 slot = found->number;
     struct rules *rule = rules.lookup(&slot);
     struct state *mine = state.lookup(&slot);
     if (!rule || !mine || !rule->denials)
@@ -271,10 +279,10 @@ int on_signal(struct bpf_raw_tracepoint_args *ctx)
     if ((s32)ctx->args[0] != SIG_SYS)
         return 0;
     u64 cgroup = workload();
-    u32 *found = slots.lookup(&cgroup);
+    struct slot *found = slots.lookup(&cgroup);
     if (!found)
         return 0;
-    u32 slot = *found;
+    u32 slot = found->number;
     struct state *mine = state.lookup(&slot);
     struct { s32 signo, error, code, pad; u64 address; s32 call; u32 arch; } info = {};
     if (!mine || read_kernel(&info, sizeof(info), (void *)ctx->args[1]))
@@ -300,10 +308,10 @@ int on_signal(struct bpf_raw_tracepoint_args *ctx)
 int on_exec(struct bpf_raw_tracepoint_args *ctx)
 {
     u64 cgroup = workload();
-    u32 *found = slots.lookup(&cgroup);
+    struct slot *found = slots.lookup(&cgroup);
     if (!found)
         return 0;
-    u32 slot = *found;
+    u32 slot = found->number;
     u32 pid = bpf_get_current_pid_tgid() >> 32;
     members.update(&pid, &cgroup);
     struct path_event event = {};
@@ -355,17 +363,17 @@ int on_attach(struct bpf_raw_tracepoint_args *ctx)
     u64 to = ancestor((void *)ctx->args[0]);
     u64 *member = members.lookup(&pid);
     u64 from = member ? *member : 0;
-    u32 *old = slots.lookup(&from);
-    u32 *new = slots.lookup(&to);
+    struct slot *old = slots.lookup(&from);
+    struct slot *new = slots.lookup(&to);
     u64 cgroup = to;
     u32 slot;
     u16 flags = 0;
     if (old) {
         cgroup = from;
-        slot = *old;
+        slot = old->number;
         flags |= FLAG_MOVED_OUT;
     } else if (new) {
-        slot = *new;
+        slot = new->number;
     } else {
         return 0;
     }
@@ -396,10 +404,10 @@ int on_attach(struct bpf_raw_tracepoint_args *ctx)
 int on_uring(struct bpf_raw_tracepoint_args *ctx)
 {
     u64 cgroup = workload();
-    u32 *found = slots.lookup(&cgroup);
+    struct slot *found = slots.lookup(&cgroup);
     if (!found)
         return 0;
-    u32 slot = *found;
+    u32 slot = found->number;
     u8 opcode = 0;
     read_kernel(&opcode, sizeof(opcode), (void *)ctx->args[0] + OFF_OPCODE);
     struct event event = {};

@@ -1,0 +1,191 @@
+"""The loader: what it pins, what it says, and what is left when it fails or dies."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from watchrig import Cgroups, Host, Tail, cgroup_id, quiet, registered, run_in, until
+
+from probes import bpf, layout
+from probes.errors import ProbeError
+from probes.events import Kind
+from probes.maps import Watch, clear
+
+_libc = ctypes.CDLL(None, use_errno=True)
+PROG_NEXT, LINK_NEXT = 11, 31
+
+
+def _ids(command: int) -> set[int]:
+    """Ids of all programs or links of the kernel (bpf(2), BPF_*_GET_NEXT_ID)."""
+    found, number = set(), 0
+    while True:
+        attr = ctypes.create_string_buffer(struct.pack("<III", number, 0, 0), 12)
+        if _libc.syscall(321, command, attr, 12) < 0:
+            return found
+        number = struct.unpack_from("<II", attr.raw)[1]
+        found.add(number)
+
+
+@pytest.fixture
+def other() -> Iterator[Host]:
+    """A host of its own, for loads that must not touch the shared one."""
+    host = Host()
+    yield host
+    host.close()
+
+
+def test_status_names_headers_and_every_program(status: dict[str, Any]) -> None:
+    assert status["code"] == 0
+    assert status["headers"]["release"]
+    assert status["headers"]["exact"] == (status["headers"]["release"] == os.uname().release)
+    for name in ("on_enter", "on_exit", "on_signal", "on_exec", "on_fork", "on_attach"):
+        assert status["programs"][name]["status"] == "attached"
+
+
+def test_pins_stay_and_go_with_clear(other: Host, cgroups: Cgroups) -> None:
+    links = _ids(LINK_NEXT)
+    status = other.load()
+    assert status["ok"], status
+    assert "on_exit" not in status["programs"]
+    assert len(_ids(LINK_NEXT) - links) == 6
+    workload = cgroups.workload()
+    with Watch.open(other.pins) as watch:
+        tail = Tail(watch)
+        with registered(watch, workload, quiet(but={110})):
+            assert run_in(workload, "import os; os.getppid()").wait(10) == 0
+        assert [e.number for e in tail.read() if e.kind == Kind.CALL] == [110]
+        with pytest.raises(ProbeError) as refused:
+            watch.register(cgroup_id(workload), quiet(denials=True))
+        assert refused.value.code == "no_denials"
+    assert clear(other.pins) > 6
+    until(lambda: _ids(LINK_NEXT) <= links)
+    with pytest.raises(ProbeError) as gone:
+        Watch.open(other.pins)
+    assert gone.value.code == "not_loaded"
+
+
+def test_a_slice_id_narrows_the_first_test_and_changes_nothing_else(
+    other: Host, cgroups: Cgroups
+) -> None:
+    status = other.load(slice_id=cgroup_id(cgroups.top))
+    assert status["ok"], status
+    elsewhere = Cgroups()
+    try:
+        inside, outside = cgroups.workload(), elsewhere.workload()
+        with Watch.open(other.pins) as watch:
+            tail = Tail(watch)
+            with (
+                registered(watch, inside, quiet(but={110})) as number,
+                registered(watch, outside, quiet(but={110})),
+            ):
+                for path in (outside, inside):
+                    assert run_in(path, "import os; os.getppid()").wait(10) == 0
+                calls = [e.cgroup for e in tail.read() if e.kind == Kind.CALL]
+                assert calls == [number]
+    finally:
+        elsewhere.close()
+
+
+def test_a_second_load_replaces_the_first(other: Host) -> None:
+    links = _ids(LINK_NEXT)
+    assert other.load()["ok"]
+    assert other.load(denials=True)["ok"]
+    until(lambda: len(_ids(LINK_NEXT) - links) == 7)
+    with Watch.open(other.pins) as watch:
+        assert watch.denials
+
+
+@pytest.mark.parametrize("delay", [0.2, 0.7, 1.2, 1.6, None])
+def test_a_killed_loader_leaves_nothing(other: Host, delay: float | None) -> None:
+    programs, links = _ids(PROG_NEXT), _ids(LINK_NEXT)
+    loader, read = other.start_loader()
+    if delay is None:
+        # As late as can be told from outside: programs are loaded, maybe attached.
+        until(lambda: _ids(PROG_NEXT) - programs, 30)
+    else:
+        time.sleep(delay)
+    loader.kill()
+    code = loader.wait(10)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    if code == 0 or said:
+        pytest.fail("the loader was done before it was killed; the delays need lowering")
+    assert list(other.pins.iterdir()) == []
+    until(lambda: _ids(LINK_NEXT) <= links)
+    until(lambda: _ids(PROG_NEXT) <= programs)
+
+
+def test_pins_without_manifest_are_refused_and_cleared(other: Host) -> None:
+    links = _ids(LINK_NEXT)
+    assert other.load()["ok"]
+    (other.pins / "manifest").unlink()
+    with pytest.raises(ProbeError) as refused:
+        Watch.open(other.pins)
+    assert refused.value.code == "not_loaded"
+    clear(other.pins)
+    until(lambda: _ids(LINK_NEXT) <= links)
+
+
+def test_missing_headers_are_named() -> None:
+    host = Host(with_headers=False)
+    try:
+        status = host.load()
+        assert (status["code"], status["error"]["code"]) == (1, "no_headers")
+        assert "linux-headers" in status["error"]["fix"]
+        assert list(host.pins.iterdir()) == []
+    finally:
+        host.close()
+
+
+def test_a_missing_bpffs_is_named(host: Host, tmp_path: Path) -> None:
+    for pins, number in ((Path("/tmp"), 1), (tmp_path / "absent", None)):
+        status = host.load(pins=pins)
+        assert (status["code"], status["error"]["code"]) == (1, "no_bpffs")
+        assert number in (None, status["error"]["errno"])
+
+
+@pytest.mark.parametrize("capabilities", ["", "+bpf", "+perfmon"])
+def test_missing_capabilities_are_named_with_the_errno(other: Host, capabilities: str) -> None:
+    status = other.load(capabilities=capabilities)
+    assert (status["code"], status["error"]["code"]) == (1, "not_permitted")
+    assert status["error"]["errno"] == 1
+    assert list(other.pins.iterdir()) == []
+
+
+def test_registering_twice_and_too_many_are_refused(watch: Watch, cgroups: Cgroups) -> None:
+    workload = cgroups.workload()
+    with registered(watch, workload, quiet()) as number, pytest.raises(ProbeError) as twice:
+        watch.register(number, quiet())
+    assert twice.value.code == "registered"
+    numbers = range(1, layout.SLOTS + 1)
+    for number in numbers:
+        watch.register(number, quiet())
+    with pytest.raises(ProbeError) as full:
+        watch.register(layout.SLOTS + 1, quiet())
+    assert full.value.code == "full"
+    for number in numbers:
+        watch.unregister(number)
+    assert watch.counters() == {}
+
+
+def test_a_reopened_watch_knows_what_is_registered(
+    host: Host, watch: Watch, cgroups: Cgroups
+) -> None:
+    with registered(watch, cgroups.workload(), quiet()) as number, Watch.open(host.pins) as again:
+        assert set(again.counters()) == {number}
+
+
+def test_the_manifest_is_frozen(host: Host, watch: Watch) -> None:
+    fd = bpf.get(str(host.pins / "manifest"))
+    try:
+        with pytest.raises(PermissionError):
+            bpf.update(fd, bytes(4), bytes(layout.MANIFEST.size))
+    finally:
+        os.close(fd)
