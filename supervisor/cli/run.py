@@ -1,0 +1,71 @@
+"""From the command line to a verb, and from every error to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from supervisor.cli import (
+    completion,
+    demo,
+    doctor,
+    exits,
+    keys,
+    logs,
+    policy,
+    send,
+    status,
+    stop,
+    token,
+    try_,
+    up,
+)
+from supervisor.cli.terminal import complain
+from supervisor.control import ControlError
+
+DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
+
+# In the order of a first day: start, look, use, stop; then what is rarer.
+VERBS = (up, status, send, logs, stop, doctor, token, keys, policy, try_, demo, completion)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="anchorhold",
+        description="Keeps every part of a self-hosted AI assistant in a cell of its own.",
+        epilog="exit: 0 done, 1 failed, 2 usage, 4 not running, 5 start refused, 6 not allowed",
+        allow_abbrev=False,
+    )
+    top.add_argument(
+        "--host-file", default=DEFAULT_HOST_FILE, metavar="FILE", help="default: %(default)s"
+    )
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for module in VERBS:
+        module.add(verbs)
+    return top
+
+
+def run(argv: list[str]) -> int:
+    """Parse and run. Every failure is a sentence, a fix, and a code of `exits`."""
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else exits.USAGE
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except ControlError as error:
+        complain(str(error), error.fix)
+        return error.exit
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # `anchorhold logs | head`: the reader has had enough. Nothing may be flushed any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.OK
+    except OSError as error:
+        complain(str(error))
+        return exits.FAILED

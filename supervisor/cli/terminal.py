@@ -1,0 +1,76 @@
+"""What is shown to people: tables, errors, and text that came from a workload made harmless."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Verdicts and states are never told by colour alone: the word is always there.
+_COLOURS = {
+    "ok": "green", "running": "green", "PASS": "green", "pass": "green",
+    "missing": "red", "failed": "red", "quarantined": "red", "FAIL": "red", "fail": "red",
+    "waived": "yellow", "DEGRADED": "yellow", "degraded": "yellow", "backoff": "yellow",
+    "starting": "yellow", "stopped": "dim", "advice": "cyan",
+}  # fmt: skip
+_WIDTH_WITHOUT_TERMINAL = 160
+# C0 but tab and newline, DEL, C1, and the bidirectional controls that reorder what is read.
+_HARMFUL = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(9), *range(11, 32), *range(127, 160), 0x61C, 0x200E, 0x200F,
+                 *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)
+}  # fmt: skip
+
+
+def harmless(text: str) -> str:
+    """`text` without terminal escape sequences: control characters become visible escapes."""
+    return text.translate(_HARMFUL).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def complain(message: str, fix: str = "") -> None:
+    """An error on stderr: what is wrong, then what to do."""
+    print(f"anchorhold: {harmless(message)}", file=sys.stderr)
+    if fix:
+        print(f"  to do: {harmless(fix)}", file=sys.stderr)
+
+
+def say(text: str = "") -> None:
+    """A line on stdout."""
+    print(harmless(text))
+
+
+def print_json(data: Any) -> None:
+    """`data` for scripts, on stdout."""
+    json.dump(data, sys.stdout, indent=2, ensure_ascii=True)
+    sys.stdout.write("\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout. Cells are text, never markup; None is a dash."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    wide = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
+    console = Console(width=wide, highlight=False, emoji=False, markup=False)
+    drawn = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        cells = ["-" if cell is None else harmless(str(cell)) for cell in row]
+        drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
+    console.print(drawn)
+
+
+def size(count: int | None) -> str | None:
+    """Bytes for people."""
+    if count is None:
+        return None
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

@@ -1,0 +1,39 @@
+"""`token issue`: a signed token for one client and one workload."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from supervisor.cli import exits
+from supervisor.cli.place import ask
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def add(verbs: Any) -> None:
+    """Declare the verb."""
+    token = verbs.add_parser("token", help="tokens for clients of the gateway")
+    issue = token.add_subparsers(metavar="VERB", required=True).add_parser(
+        "issue", help="print a new token on stdout"
+    )
+    issue.add_argument("--client", required=True, help="who will hold it; stands in the audit log")
+    issue.add_argument("--workload", required=True, help="the one adapter it opens")
+    issue.add_argument("--lifetime", type=lifetime, default=3600, help="900, 15m, 12h, 7d (1h)")
+    issue.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the token and nothing else."""
+    wanted = {name: getattr(arguments, name) for name in ("client", "workload", "lifetime")}
+    print(ask(arguments, "token.issue", wanted)["token"])
+    return exits.OK
+
+
+def lifetime(text: str) -> int:
+    """Seconds from `900`, `15m`, `12h`, `7d`."""
+    found = re.fullmatch(r"([1-9][0-9]{0,8})([smhd]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 900, 15m, 12h or 7d")
+    return int(found[1]) * _UNITS[found[2]]
