@@ -173,7 +173,7 @@ def flatten(plan: SandboxPlan, stage: str, abi: int, last_capability: int) -> Jo
     paths.append(("/proc", landlock.rights_for(("read",))))
     # Importing a package lists the directory above it. Those directories hold nothing but mount
     # points of this plan; the root itself stays unlisted, which is the canary.
-    above = {parent for mount in mounts if (parent := os.path.dirname(_target(mount))) != "/"}
+    above = {parent for mount in mounts if (parent := str(Path(_target(mount)).parent)) != "/"}
     paths += [(parent, landlock.READ_DIR) for parent in sorted(above)]
     listen = [("LISTEN_FDS", str(len(plan.fds))), ("LISTEN_FDNAMES", ":".join(plan.fds))]
     listen.append(("LISTEN_PID", "1"))

@@ -1,0 +1,128 @@
+"""Real sandboxes for tests: the shipped REST adapter's policy with another command in it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import verify, zygote
+from sandbox.cgroup import Slice, find_mount
+from sandbox.launcher import Launcher, Running
+from sandbox.plan import SandboxPlan
+from supervisor.host import load_host
+from supervisor.policy.compile import compile_policies
+from supervisor.policy.context import host_context
+from supervisor.policy.parse import load_directory
+
+ROOT = Path(__file__).resolve().parents[3]
+WAIVED = frozenset({"memory", "pids", "cpu"})
+PYTHON = "/usr/bin/python3"
+
+
+@dataclass
+class Result:
+    """How a confined process ended."""
+
+    code: int
+    signal: int
+    out: str
+    findings: list[verify.Finding]
+
+
+class Cell:
+    """A launcher of its own; `run` and `hold` make sandboxes from `plan`."""
+
+    def __init__(self, plan: SandboxPlan, directory: Path) -> None:
+        self.plan = plan
+        self.slice = Slice(find_mount() / f"anchorhold-test-{os.getpid()}")
+        self.stage = directory / "stage"
+        self.stage.mkdir()
+        self.zygote, self._control = zygote.start()
+        self.loop = asyncio.new_event_loop()
+        self.launcher: Launcher = self.do(self._launcher)
+
+    async def _launcher(self) -> Launcher:
+        return Launcher(self._control, self.stage)
+
+    def do(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Run one coroutine function to its end."""
+        return self.loop.run_until_complete(asyncio.wait_for(step(*arguments), 20))
+
+    def run(self, code: str, *mounts: Any, **changes: Any) -> Result:
+        """Run Python `code` under the plan with `mounts` added and `changes` made."""
+        plan = self.command((PYTHON, "-I", "-c", code), *mounts, **changes)
+        return self.do(self._run, plan)
+
+    def command(self, argv: tuple[str, ...], *mounts: Any, **changes: Any) -> SandboxPlan:
+        """The plan for `argv`."""
+        mounts = (*self.plan.mounts, *mounts)
+        return dataclasses.replace(self.plan, **{"argv": argv, "mounts": mounts, **changes})
+
+    async def _run(self, plan: SandboxPlan) -> Result:
+        with tempfile.TemporaryFile() as out:
+            running = await self.hold(plan, out.fileno())
+            findings = self.inspect(running)
+            try:
+                await self.launcher.release(running)
+            finally:
+                code, number = await running.exited
+                running.leaf.destroy()
+                os.close(running.pidfd)
+                os.close(running.netns)
+            out.seek(0)
+            return Result(code, number, out.read().decode(), findings)
+
+    async def hold(self, plan: SandboxPlan, out: int = 2) -> Running:
+        """A sandbox that waits before its first instruction."""
+        leaf = self.slice.leaf(plan.workload)
+        leaf.apply(plan.limits, WAIVED)
+        fds = {name: out for name in plan.fds}
+        return await self.launcher.launch(plan, leaf, (-1, out, out), fds)
+
+    def inspect(self, running: Running) -> list[verify.Finding]:
+        """Every layer, from outside."""
+        found = verify.inspect(running.plan, running.leaf, running.pid, running.report, WAIVED)
+        return found + verify.inspect_unreleased(running.pid, running.plan)
+
+    def close(self) -> None:
+        """End the launcher and everything it started."""
+        os.kill(self.zygote, signal.SIGKILL)
+        os.waitpid(self.zygote, 0)
+        self.loop.close()
+        self.slice.remove()
+
+
+def shipped_plan(directory: Path, workload: str) -> SandboxPlan:
+    """The plan of a shipped policy, with this tree as the installed application."""
+    text = (ROOT / "policies/hosts/demo.toml").read_text()
+    for key, value in {"app": ROOT, "policies": ROOT / "policies", "runtime": ROOT / ".runtime",
+                       "state": directory, "run": directory}.items():  # fmt: skip
+        text = re.sub(rf"(?m)^{key} +=.*$", f'{key} = "{value}"', text)
+    (directory / "host.toml").write_text(text)
+    host = load_host(directory / "host.toml")
+    policies, errors = load_directory(host.paths.policies)
+    assert not errors
+    tokens = {policy.id: f"anchorhold-placeholder-{'0' * 32}" for policy in policies}
+    compiled = compile_policies(policies, host, host_context(policies, host, tokens))
+    plan = compiled[workload].sandbox
+    # The channel's socket is another room's business: here nobody serves it.
+    mounts = tuple(m for m in plan.mounts if not str(getattr(m, "source", "")).endswith(".sock"))
+    return dataclasses.replace(plan, mounts=mounts)
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Iterator[Cell]:
+    """A fresh launcher with the REST adapter's plan."""
+    made = Cell(shipped_plan(tmp_path, "adapter.rest"), tmp_path)
+    yield made
+    made.close()
