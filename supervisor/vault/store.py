@@ -8,6 +8,7 @@ file, complete. A `.new` left behind is overwritten by the next commit and never
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -57,7 +58,8 @@ def read(directory: int) -> bytes:
     except FileNotFoundError as error:
         raise VaultError(Fault.VAULT_ABSENT) from error
     except OSError as error:
-        raise VaultError(Fault.VAULT_UNWRITABLE, _reason(error)) from error
+        fault = Fault.TAMPERED if error.errno == errno.ELOOP else Fault.VAULT_UNWRITABLE
+        raise VaultError(fault, _reason(error)) from error
     with os.fdopen(fd, "rb", buffering=0) as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
