@@ -37,18 +37,17 @@ def compile_filters(spec: SeccompSpec) -> tuple[bytes, ...]:
     The refusing filter comes first; the main one last, because it forbids seccomp(2) itself.
     Raises SandboxError `seccomp_rule` naming the rule that libseccomp refuses.
     """
-    named = {(rule.call, rule.tests) for rule in spec.main}
-    unconditional = {rule.call for rule in spec.main if rule.action == "allow" and not rule.tests}
-    launch = tuple(
-        rule
-        for rule in _LAUNCH
-        if (rule.call, rule.tests) not in named and rule.call not in unconditional
-    )
     programs = []
     if spec.refuse:
         programs.append(_build("allow", spec.refuse))
-    programs.append(_build(spec.default, spec.main + launch))
+    programs.append(_build(spec.default, spec.main + launch_rules(spec)))
     return tuple(programs)
+
+
+def launch_rules(spec: SeccompSpec) -> tuple[SyscallRule, ...]:
+    """What the launcher needs and `spec` does not allow by itself."""
+    free = {rule.call for rule in spec.main if rule.action == "allow" and not rule.tests}
+    return tuple(rule for rule in _LAUNCH if rule.call not in free and rule not in spec.main)
 
 
 def _build(default: str, rules: tuple[SyscallRule, ...]) -> bytes:

@@ -86,7 +86,7 @@ class Cell:
         """A sandbox that waits before its first instruction."""
         leaf = self.slice.leaf(plan.workload)
         leaf.apply(plan.limits, WAIVED)
-        fds = {name: out for name in plan.fds}
+        fds = dict.fromkeys(plan.fds, out)
         return await self.launcher.launch(plan, leaf, (-1, out, out), fds)
 
     def inspect(self, running: Running) -> list[verify.Finding]:
