@@ -69,7 +69,7 @@ class EgressProtocol(HttpToolsProtocol):
 
 
 def config_for(app: Any) -> Config:
-    """Return uvicorn's settings for one workload's application: no logs, no lifespan, no WebSocket."""
+    """Return uvicorn's settings for one application: no logs, no lifespan, no WebSocket."""
     config = Config(
         app,
         http=EgressProtocol,

@@ -13,8 +13,9 @@ from starlette.types import Send
 from .config import Upstream
 from .errors import Refusal
 from .redaction.json_walk import JsonInvalid, parse, rewrite
+from .redaction.scan import ScanFailed
 from .redaction.text import Masker
-from .sse import EventReader, StreamMasker
+from .sse import EventReader, StreamInvalid, StreamMasker
 from .upstream import broken
 
 if TYPE_CHECKING:
@@ -119,10 +120,12 @@ async def _stream(
             received += len(chunk)
             if received > STREAM_MAX:
                 raise Refusal("upstream_invalid", f"{upstream.name} sends without end.")
-            out = b"".join(map(masker.event, reader.feed(chunk)))
+            out, wrong = _masked(masker, reader, chunk)
             if out:
                 exchange.size_out += len(out)
                 await send({"type": "http.response.body", "body": out, "more_body": True})
+            if wrong:
+                raise wrong
         rest = b"".join(map(masker.event, reader.close())) + masker.end()
     except BaseException:
         masker.drop()
@@ -132,6 +135,19 @@ async def _stream(
     exchange.size_out += len(rest)
     exchange.finish()
     await send({"type": "http.response.body", "body": rest})
+
+
+def _masked(
+    masker: StreamMasker, reader: EventReader, chunk: bytes
+) -> tuple[bytes, StreamInvalid | ScanFailed | None]:
+    """Return what the chunk's events gave before the first that is wrong, and what is wrong."""
+    out = bytearray()
+    try:
+        for data in reader.feed(chunk):
+            out += masker.event(data)
+    except (StreamInvalid, ScanFailed) as error:
+        return bytes(out), error
+    return bytes(out), None
 
 
 async def _refuse(upstream: Upstream, response: aiohttp.ClientResponse, masker: Masker) -> None:

@@ -17,7 +17,7 @@ from .redaction.stream import Channel, HoldBack
 from .redaction.text import Masker
 
 EVENT_MAX = 1024 * 1024
-_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r(?!\Z))")
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a CR at the very end may yet get its LF
 # Fields of a delta that name something rather than tell something: masked whole, never held.
 _NAMES = frozenset({"role", "type", "id", "name", "format", "finish_reason"})
 DONE = b"data: [DONE]\n\n"
@@ -31,21 +31,24 @@ class EventReader:
     """Feed it bytes as they arrive; it yields the data of each complete event."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
         self._data: list[bytes] = []
         self._size = 0
         self._first = True
 
     def feed(self, chunk: bytes) -> Iterator[str]:
         """Yield the data of every event completed by `chunk`. Raises StreamInvalid."""
+        searched = max(0, len(self._buffer) - 1)
         self._buffer += chunk
         if self._first and len(self._buffer) >= 3:
-            self._buffer = self._buffer.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        at = 0
-        for match in _LINE.finditer(self._buffer):
-            at = match.end()
-            line = match[0].rstrip(b"\r\n")
+            if self._buffer.startswith(b"\xef\xbb\xbf"):
+                del self._buffer[:3]
+            searched, self._first = 0, False
+        if self._size + len(self._buffer) > EVENT_MAX + len(chunk):
+            raise StreamInvalid(f"an event is larger than {EVENT_MAX} bytes")
+        buffer, at = bytes(self._buffer) if self._ends(searched) else b"", 0
+        for end in _LINE_END.finditer(buffer, searched):
+            line, at = buffer[at : end.start()], end.end()
             if not line:
                 if self._data:
                     yield self._event()
@@ -54,9 +57,10 @@ class EventReader:
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
                 self._size += len(value)
-        self._buffer = self._buffer[at:]
-        if self._size + len(self._buffer) > EVENT_MAX:
-            raise StreamInvalid(f"an event is larger than {EVENT_MAX} bytes")
+        del self._buffer[:at]
+
+    def _ends(self, searched: int) -> bool:
+        return _LINE_END.search(self._buffer, searched) is not None
 
     def close(self) -> Iterator[str]:
         """The stream has ended: yield an event that lacks only its blank line."""

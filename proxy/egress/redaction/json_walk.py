@@ -26,16 +26,20 @@ class JsonTooDeep(JsonInvalid):
 
 def parse(text: str) -> Any:
     """Return the document; duplicate keys, NaN and depth over 64 raise JsonInvalid."""
-    if text.count("[") + text.count("{") > DEPTH_MAX:
-        _check_depth(text)
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
     except JsonInvalid:
         raise
     except json.JSONDecodeError as error:
         raise JsonInvalid(f"{error.msg} at character {error.pos}") from None
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise JsonTooDeep(f"nested deeper than {DEPTH_MAX}") from None
+    except ValueError:
         raise JsonInvalid("a number is too long") from None
+    # Only now, since the expression takes linear time on valid documents alone.
+    if text.count("[") + text.count("{") > DEPTH_MAX:
+        _check_depth(text)
+    return document
 
 
 def rewrite(text: str, mask: Callable[[str, str], str]) -> str:

@@ -79,7 +79,7 @@ class Scanner:
             else:
                 spans.append([max(0, at - WINDOW), at + WINDOW])
         found: list[Finding] = []
-        for number, spans in windows.items():
+        for number, spans in sorted(windows.items()):  # of equals, the first rule names it
             rule = self.book.rules[number]
             for start, end in spans:
                 found += _confirmed(rule, text, start, len(text) if rule.hold == "block" else end)
@@ -93,18 +93,21 @@ def _collect(number: int, _start: int, end: int, _flags: int, hits: object) -> N
 
 def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
     found = []
-    for match in rule.confirm.finditer(text, start, end):
+    group = "secret" if "secret" in rule.confirm.groupindex else 0
+    while match := rule.confirm.search(text, start, end):
+        start = match.end()
         if rule.keywords:
             near = text[max(0, match.start() - NEAR) : match.end()].lower()
             if not any(word in near for word in rule.keywords):
                 continue
-        group = "secret" if "secret" in rule.confirm.groupindex else 0
         value = match[group]
         if harmless(value) or (rule.entropy and entropy(value) < rule.entropy):
             continue
         size = rule.check(value) if rule.check else len(value)
         if size:
             found.append(Finding(match.start(group), match.start(group) + size, rule))
+            if size < len(value):
+                start = match.start(group) + size  # what the check left may hold another one
     return found
 
 

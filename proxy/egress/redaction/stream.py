@@ -119,14 +119,18 @@ class Channel:
         self._held = ""
 
     def _advance(self, text: str, *, final: bool) -> str:
-        text = self._masker.keys(text)
+        # The beginning of a key in use is not masked as such before all of it could have come.
+        unfinished = len(text) if final else self._masker.guard.holds(text)
+        known = self._masker.keys(text[:unfinished])
+        text = known + text[unfinished:]
         left = len(self._left)
         whole = self._left + text
         if final:
             found = self._masker.scanner.find(whole, self._masker.groups)
             return self._release(whole, found, left, len(whole))
         point, rule = self._hold.start(whole, left, self._masker.groups)
-        point = min(point, left + self._masker.guard.holds(text))
+        furthest = left + len(known)
+        point = min(point, furthest)
         if point <= left and len(text) <= CAP and "-----" not in text:
             self._held = text
             return ""
@@ -139,14 +143,15 @@ class Channel:
                 return self._release(whole, found, left, len(whole))
             if item.start < point <= item.end:
                 point = max(left, item.start)
-        if len(whole) - point > CAP:
+        if furthest - point > CAP:
             if rule and not (found and found[-1].end == len(whole)):
                 # An unbroken token of a growing kind counts as found, up to its end.
                 found = [item for item in found if item.end <= point]
-                found.append(Finding(point, len(whole), rule))
-            if found and found[-1].end == len(whole):
+                found.append(Finding(point, furthest, rule))
+            if found and found[-1].end >= furthest:
                 self._swallow = found[-1].rule
-            point = len(whole)
+                return self._release(whole, found, left, len(whole))
+            point = furthest
         return self._release(whole, [item for item in found if item.end <= point], left, point)
 
     def _release(self, whole: str, found: list[Finding], left: int, point: int) -> str:
