@@ -13,8 +13,6 @@ from supervisor.control import ControlError
 
 if TYPE_CHECKING:
     from supervisor.host import Host
-    from supervisor.policy.errors import PolicyError
-    from supervisor.policy.plans import CompiledPolicy
 
 
 def add(verbs: Any) -> None:
@@ -32,57 +30,41 @@ def add(verbs: Any) -> None:
 
 
 def run_lint(arguments: argparse.Namespace) -> int:
-    """0 when every file compiles on this host; 1 with every mistake otherwise."""
-    compiled, errors = _compile(arguments)
+    """0 when every file holds together; 1 with every mistake otherwise. Warnings stop nothing."""
+    from supervisor.policy.lint import exit_code, lint
+
+    findings = lint(arguments.directory or host_of(arguments).paths.policies)
     if arguments.json:
-        print_json([error.as_json() for error in errors])
+        print_json([finding.as_json() for finding in findings])
     else:
-        for error in errors:
-            say(str(error))
-        say(f"{len(compiled)} policies are sound, {len(errors)} mistakes")
-    return exits.FAILED if errors else exits.OK
+        for finding in findings:
+            say(str(finding))
+        errors = sum(finding.severity == "error" for finding in findings)
+        say(f"{errors} errors, {len(findings) - errors} warnings")
+    return exits.FAILED if exit_code(findings) else exits.OK
 
 
 def run_explain(arguments: argparse.Namespace) -> int:
-    """Print the compiled policy: the very plan that a start would use."""
-    compiled, errors = _compile(arguments)
-    found = compiled.get(arguments.name)
-    if found is None:
-        own = [str(error) for error in errors]
-        raise ControlError(
-            "no_policy",
-            f"no sound policy for {arguments.name}" + "".join(f"\n{line}" for line in own),
-            f"one of: {', '.join(sorted(compiled)) or 'none'}",
-            exits.FAILED if own else exits.USAGE,
-        )
-    from supervisor.policy.explain import as_data, as_text
-
-    if arguments.json:
-        print_json(as_data(found))
-    else:
-        say(as_text(found))
-    return exits.OK
-
-
-def _compile(
-    arguments: argparse.Namespace,
-) -> tuple[dict[str, CompiledPolicy], list[PolicyError]]:
-    """Every policy of the directory compiled as `up` would, and every mistake."""
-    from supervisor.policy.compile import compile_policies
-    from supervisor.policy.context import host_context
-    from supervisor.policy.errors import PolicyErrors
-    from supervisor.policy.parse import load_directory
+    """Print the plan that a start would use, every part with the line that asks for it."""
+    from supervisor.policy.explain import explain, explain_json
+    from supervisor.policy.lint import compile_anywhere
 
     host = _host(arguments)
-    directory = Path(arguments.directory or host.paths.policies)
-    policies, errors = load_directory(directory)
-    # The token is made at each start; its shape is all that a plan depends on.
-    tokens = {policy.id: "anchorhold-placeholder-" + "0" * 32 for policy in policies}
-    try:
-        context = host_context(policies, host, tokens, groups=directory / "groups")
-    except PolicyErrors as broken:
-        return {}, [*errors, *broken.errors]
-    return compile_policies(policies, host, context, errors), errors
+    compiled, errors = compile_anywhere(arguments.directory or host.paths.policies, host)
+    found = compiled.get(arguments.name)
+    if found is None:
+        mistakes = "".join(f"\n  {error}" for error in errors)
+        raise ControlError(
+            "no_policy",
+            f"there is no sound policy for {arguments.name}{mistakes}",
+            f"one of: {', '.join(sorted(compiled)) or 'none'}",
+            exits.FAILED if errors else exits.USAGE,
+        )
+    if arguments.json:
+        print_json(explain_json(found))
+    else:
+        say(explain(found).rstrip("\n"))
+    return exits.OK
 
 
 def _host(arguments: argparse.Namespace) -> Host:

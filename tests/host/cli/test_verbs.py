@@ -1,0 +1,267 @@
+"""Every verb: what it asks, what it prints, which exit code it gives."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from supervisor.cli import exits
+from supervisor.control import ControlError, Request
+
+LAYER = {"layer": "seccomp", "promised": "2 filters", "evidence": "Seccomp: 2", "verdict": "PASS"}
+STATUS = {
+    "version": "0.1.0",
+    "state": "degraded",
+    "degraded": [{"guarantee": "cgroup:memory", "why": "hybrid host"}],
+    "tpm": {"mode": "software", "level": "pcr", "note": "It protects nothing against root."},
+    "probes": {"state": "on", "lost": 0},
+    "workloads": [
+        {"id": "adapter.rest", "kind": "adapter", "state": "running", "pid": 42, "uid": 1879050003,
+         "restarts": 1, "since": 1.0, "rss": 17_000_000, "error": None, "layers": [LAYER],
+         "policy": {"file": "adapter-rest.toml", "version": 3, "digest": "ab" * 32}},
+        {"id": "executor.main", "kind": "executor", "state": "failed", "pid": None,
+         "uid": 1879050004, "restarts": 0, "since": 1.0, "rss": None, "error": "no \x1b[31mpython", "layers": [],
+         "policy": {"file": "executor-main.toml", "version": 1, "digest": "cd" * 32}},
+    ],
+}  # fmt: skip
+
+
+def answering(place: Any, result: object) -> Any:
+    async def handler(request: Request) -> object:
+        place.seen.append((request.verb, request.arguments))
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return handler
+
+
+def test_status_shows_workloads_and_says_degraded(place):
+    place.serve({"status": answering(place, STATUS)})
+    done = place.run("status", "--layers")
+    assert done.returncode == exits.OK, done.stderr
+    for words in ("DEGRADED", "cgroup:memory: hybrid host", "adapter.rest", "running", "16.2 MiB",
+                  "adapter-rest.toml v3 abababababab", "1 PASS", "Seccomp: 2",
+                  "It protects nothing against root."):  # fmt: skip
+        assert words in done.stdout
+    assert "\x1b" not in done.stdout, "no escape sequence of an error text reaches the terminal"
+    assert "no \\x1b[31mpython" in done.stdout
+
+
+def test_status_json_is_the_status(place):
+    place.serve({"status": answering(place, STATUS)})
+    assert json.loads(place.run("status", "--json").stdout) == STATUS
+
+
+def test_not_running_is_4_with_the_fix(place):
+    done = place.run("status")
+    assert done.returncode == exits.NOT_RUNNING
+    assert "not running" in done.stderr
+    assert "anchorhold up" in done.stderr
+
+
+def test_error_of_the_supervisor_sets_the_exit_code(place):
+    refusal = ControlError("start_failed", "cgroup:memory is missing", "waive it", 5)
+    place.serve({"restart": answering(place, refusal)})
+    done = place.run("restart", "adapter.rest")
+    assert done.returncode == exits.REFUSED_START
+    assert done.stderr == "anchorhold: cgroup:memory is missing\n  to do: waive it\n"
+    assert place.seen == [("restart", {"workload": "adapter.rest"})]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["bogus"], ["status", "--bogus"], ["token", "issue"], ["keys"], ["restart"], ["try", "x"],
+     ["send", "x", "--protocol", "smtp"], ["completion", "tcsh"],
+     ["token", "issue", "--client", "a", "--workload", "b", "--lifetime", "soon"]],
+)  # fmt: skip
+def test_wrong_command_line_is_2(place, words):
+    done = place.run(*words)
+    assert done.returncode == exits.USAGE
+    assert "usage:" in done.stderr
+
+
+def test_broken_host_file_is_2_with_its_line(place, tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text('schema = "anchorhold.host/1"\nbogus = 1\n')
+    done = place.run("--host-file", str(path), "status")
+    assert done.returncode == exits.USAGE
+    assert "broken.toml:2" in done.stderr
+
+
+def test_stop_one_and_all(place):
+    place.serve({"stop": answering(place, None)})
+    assert place.run("stop", "adapter.rest").stdout == "stopped: adapter.rest\n"
+    assert place.run("stop").stdout == "stopped: Anchorhold\n"
+    assert place.seen == [("stop", {"workload": "adapter.rest"}), ("stop", {})]
+
+
+def test_token_issue_prints_the_token_alone(place):
+    place.serve({"token.issue": answering(place, {"token": "a.b.c"})})
+    words = ["--client", "me", "--workload", "adapter.rest", "--lifetime", "15m"]
+    assert place.run("token", "issue", *words).stdout == "a.b.c\n"
+    assert place.seen[0][1] == {"client": "me", "workload": "adapter.rest", "lifetime": 900}
+
+
+def test_key_goes_through_a_pipe_and_nowhere_else(place):
+    got: list[bytes] = []
+
+    async def add(request: Request) -> object:
+        got.append(os.read(request.fds[0], 100))
+        got.append(os.read(request.fds[0], 100))
+        place.seen.append(request.arguments)
+        return {"name": "openai"}
+
+    place.serve({"keys.add": add})
+    done = place.run("keys", "add", "openai", stdin="sk-test-1234\n")
+    assert done.returncode == exits.OK, done.stderr
+    assert got == [b"sk-test-1234", b""], "the bare key, then the end of the pipe"
+    assert place.seen == [{"name": "openai"}]
+    assert "sk-test" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("value", ["", "\n", "a b", "a\nb", "é", "x" * 9000])
+def test_bad_key_is_refused_before_anything_is_asked(place, value):
+    place.serve({"keys.add": answering(place, {})})
+    done = place.run("keys", "add", "openai", stdin=value)
+    assert done.returncode == exits.USAGE
+    assert place.seen == []
+    assert value.strip() == "" or value not in done.stderr
+
+
+def test_keys_list_and_remove(place):
+    place.serve({
+        "keys.list": answering(place, {"names": ["openai", "practice"]}),
+        "keys.remove": answering(place, {}),
+    })  # fmt: skip
+    assert place.run("keys", "list").stdout == "openai\npractice\n"
+    assert json.loads(place.run("keys", "list", "--json").stdout) == ["openai", "practice"]
+    assert place.run("keys", "remove", "openai").returncode == exits.OK
+    assert place.seen[-1] == ("keys.remove", {"name": "openai"})
+
+
+def test_try_relays_pipes_and_returns_the_exit_code(place):
+    async def attempt(request: Request) -> object:
+        place.seen.append(request.arguments)
+        given = os.read(request.fds[0], 100)
+        os.write(request.fds[1], b"out:" + given)
+        os.write(request.fds[2], b"err")
+        return {"exit": 7, "signal": None}
+
+    place.serve({"try": attempt})
+    done = place.run("try", "executor.main", "--", "/bin/cat", "-n", stdin="hello")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out:hello", "err")
+    assert place.seen == [{"workload": "executor.main", "argv": ["/bin/cat", "-n"]}]
+
+
+def test_try_that_was_killed_is_128_and_the_signal(place):
+    place.serve({"try": answering(place, {"exit": None, "signal": 31})})
+    done = place.run("try", "executor.main", "--", "/bin/mount")
+    assert done.returncode == 128 + 31
+    assert "signal 31" in done.stderr
+
+
+def test_try_that_could_not_start_is_125(place):
+    refusal = ControlError("try_failed", "step 'mounts' failed", "see doctor", exits.TRY_FAILED)
+    place.serve({"try": answering(place, refusal)})
+    done = place.run("try", "executor.main", "--", "/bin/true")
+    assert done.returncode == exits.TRY_FAILED
+    assert "step 'mounts' failed" in done.stderr
+
+
+def test_try_reads_a_plain_file_as_stdin(place, tmp_path):
+    import subprocess
+
+    async def attempt(request: Request) -> object:
+        os.write(request.fds[1], os.read(request.fds[0], 100))
+        return {"exit": 0, "signal": None}
+
+    place.serve({"try": attempt})
+    source = tmp_path / "input"
+    source.write_text("from a file")
+    command = [*place.run("--help").args[:-1], "try", "executor.main", "--", "/bin/cat"]
+    with source.open() as stdin:
+        done = subprocess.run(command, stdin=stdin, capture_output=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout) == (0, b"from a file"), done.stderr
+
+
+def test_doctor_prints_table_and_json(place):
+    table, data = place.run("doctor"), place.run("doctor", "--json")
+    found = {each["name"]: each for each in json.loads(data.stdout)}
+    assert found["runtime"]["state"] == "missing", (
+        "this host file names a runtime that is not there"
+    )
+    assert table.returncode == data.returncode == exits.FAILED
+    for name in ("landlock", "probes", "cgroup:memory", "headers"):
+        assert name in table.stdout
+
+
+def test_policy_lint_and_explain_need_no_supervisor(place):
+    lint = place.run("policy", "lint")
+    assert lint.returncode == exits.OK, lint.stdout + lint.stderr
+    assert "0 errors" in lint.stdout
+
+
+def test_policy_lint_names_file_and_line(place, tmp_path):
+    import shutil
+    from pathlib import Path
+
+    folder = tmp_path / "policies"
+    shutil.copytree(Path(__file__).parents[3] / "policies", folder)
+    path = folder / "adapter-rest.toml"
+    path.write_text(path.read_text().replace("why ", "wyh ", 1))
+    done = place.run("policy", "lint", str(folder))
+    assert done.returncode == exits.FAILED
+    assert "adapter-rest.toml:" in done.stdout
+    found = json.loads(place.run("policy", "lint", str(folder), "--json").stdout)
+    assert {each["file"] for each in found if each["severity"] == "error"} >= {"adapter-rest.toml"}
+
+
+def test_policy_explain_as_text_and_json(place):
+    from pathlib import Path
+
+    folder = str(Path(__file__).parents[3] / "policies")
+    words = ["--host-file", f"{folder}/hosts/demo.toml", "policy", "explain"]
+    done = place.run(*words, "adapter.rest", folder)
+    assert done.returncode == exits.OK, done.stderr
+    assert done.stdout.startswith("adapter.rest: ")
+    data = json.loads(place.run(*words, "adapter.rest", folder, "--json").stdout)
+    assert data["id"] == "adapter.rest"
+    unknown = place.run(*words, "adapter.nope", folder)
+    assert unknown.returncode == exits.USAGE
+    assert "adapter.rest" in unknown.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_verb(place, shell):
+    done = place.run("completion", shell)
+    for verb in ("status", "send", "logs", "issue", "explain", "restart"):
+        assert verb in done.stdout
+
+
+def test_bash_completion_works(place, tmp_path):
+    import subprocess
+
+    script = tmp_path / "completion"
+    script.write_text(place.run("completion", "bash").stdout)
+    words = "COMP_WORDS=(anchorhold policy ex); COMP_CWORD=2"
+    probe = f'. {script}; {words}; _anchorhold; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "explain"
+
+
+def test_stranger_is_refused_with_6(place):
+    import subprocess
+
+    place.serve({"status": answering(place, STATUS)})
+    place.host_file.chmod(0o644)
+    for part in (place.folder, *place.folder.parents):
+        if str(part).startswith("/tmp/"):
+            part.chmod(0o755)
+    command = [*place.run("--help").args[:-1], "status"]
+    done = subprocess.run(command, capture_output=True, text=True, user=65534, check=False)
+    assert done.returncode == exits.NOT_ALLOWED, done.stderr
+    assert place.seen == []
