@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import h11
 
@@ -99,11 +98,11 @@ class _Connection:
         try:
             return await self._read_request()
         except h11.RemoteProtocolError as error:
-            too_large = error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            status = error.error_status_hint  # 400, 431 or 501
             problem = (
-                AssistantError("head_too_large", "the request head is too large", status=431)
-                if too_large
-                else AssistantError("bad_request", "this is not an HTTP/1.1 request")
+                _head_too_large()
+                if status == 431
+                else AssistantError("bad_request", "no proper HTTP/1.1 request", status=status)
             )
         except TimeoutError:
             problem = AssistantError(
@@ -126,6 +125,9 @@ class _Connection:
             head = await self._event()
         if not isinstance(head, h11.Request):
             return None
+        # h11 bounds only heads that are still incomplete; one read can bring a larger whole one.
+        if len(head.target) + sum(len(n) + len(v) + 4 for n, v in head.headers) > self._limits.head:
+            raise _head_too_large()
         if self._full:
             raise AssistantError("busy", "too many connections", "try again later", status=503)
         async with asyncio.timeout(self._limits.body_seconds):
@@ -237,6 +239,10 @@ class _Connection:
     async def _upgrade(self) -> Upgraded:
         await self._stop_watching()
         return Upgraded(self._reader, self._writer, self._wire.trailing_data[0])
+
+
+def _head_too_large() -> AssistantError:
+    return AssistantError("head_too_large", "the request head is too large", status=431)
 
 
 def _too_large(limit: int) -> AssistantError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+_READ = 64 << 10  # characters of the prompt that are looked at
 LABEL = "[practice model: a draft made by rules, not by a language model]"
 
 _MONTH = (
@@ -25,7 +26,7 @@ _LOW = ("newsletter", "unsubscribe", "no reply needed")
 
 def answer(system: str, user: str) -> str:
     """The answer to one prompt; JSON where the prompt asks for JSON."""
-    task = system.partition("\n")[0].lower()
+    task, user = system.partition("\n")[0].lower(), user[:_READ]
     if "extract" in task:
         return json.dumps(entities(user), ensure_ascii=False)
     if "urgent" in task or "priority" in task:
@@ -38,7 +39,7 @@ def entities(text: str) -> dict[str, list[object]]:
     mail = _without_results(text)
     contacts: dict[str, dict[str, str]] = {}
     for name, address in _NAMED.findall(mail):
-        contacts.setdefault(address, {"name": name.strip(), "email": address, "phone": ""})
+        contacts.setdefault(address, {"name": _name(name), "email": address, "phone": ""})
     for address in _EMAIL.findall(mail):
         contacts.setdefault(address, {"name": "", "email": address, "phone": ""})
     for phone in dict.fromkeys(_PHONE.findall(mail)):
@@ -79,6 +80,16 @@ def reply(text: str) -> str:
 def tokens(text: str) -> int:
     """How many words and signs `text` has: the practice model's unit of usage."""
     return sum(1 for _ in re.finditer(r"\w+|[^\w\s]", text))
+
+
+def _name(words: str) -> str:
+    """The capitalised words at the end: "or ask Ann Lee" is about Ann Lee."""
+    name: list[str] = []
+    for word in reversed(words.split()):
+        if not word[0].isupper():
+            break
+        name.insert(0, word)
+    return " ".join(name)
 
 
 def _without_results(text: str) -> str:

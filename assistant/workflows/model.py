@@ -18,7 +18,7 @@ class ModelError(AssistantError):
     """The proxy or the model refused or failed; code, message and status are theirs."""
 
 
-class _Text(msgspec.Struct):
+class _Text(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
