@@ -60,16 +60,18 @@ def read(directory: int) -> bytes:
     except OSError as error:
         fault = Fault.TAMPERED if error.errno == errno.ELOOP else Fault.VAULT_UNWRITABLE
         raise VaultError(fault, _reason(error)) from error
-    with os.fdopen(fd, "rb", buffering=0) as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise VaultError(Fault.TAMPERED, "not a regular file")
-        if status.st_size > FILE_MAX:
-            raise VaultError(Fault.TAMPERED, f"more than {FILE_MAX} bytes")
         raw = b""
-        while part := file.read(FILE_MAX + 1 - len(raw)):
+        while len(raw) <= FILE_MAX and (part := os.read(fd, FILE_MAX + 1 - len(raw))):
             raw += part
-        return raw
+    finally:
+        os.close(fd)
+    if len(raw) > FILE_MAX:
+        raise VaultError(Fault.TAMPERED, f"more than {FILE_MAX} bytes")
+    return raw
 
 
 def commit(directory: int, raw: bytes) -> None:

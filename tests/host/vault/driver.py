@@ -1,16 +1,20 @@
 """Steps on the vault's own code that no verb offers. Run: driver.py APP TPM STEP [ARGUMENT...].
 
-`kek DIR` prints the key-encryption key of a test's vault; `seal plain|salted` seals and unseals a
-known payload; `hold clean|leaky DIR ARGUMENTS...` runs a verb and then waits, so that its memory
-can be searched (leaky: with one copy of each value kept, the search's positive control).
+`kek DIR` prints the key-encryption key of a test's vault. `create DIR allow|refuse` makes one on a
+software TPM. `clock DIR` prints the milliseconds of five unseals on one connection.
+`seal plain|salted` seals and unseals a known payload. `hold clean|leaky DIR ARGUMENTS...` runs a
+verb and then waits, so that its memory can be searched (leaky: with one copy of each value kept,
+the search's positive control).
 """
 
 import os
 import sys
+import time
 
 sys.path.insert(0, sys.argv[1])
 
 from supervisor.vault import handover, helper, policy, store, tpm, vault, verbs
+from supervisor.vault.errors import VaultError
 
 WHERE, STEP, ARGUMENTS = sys.argv[2], sys.argv[3], sys.argv[4:]
 PAYLOAD = bytearray(b"this payload is searched on the bus, 64 bytes of it in the clear")
@@ -52,6 +56,24 @@ def _seal_plainly(esys: object, key: tpm.StorageKey) -> None:
         esys.flush_context(handle)
 
 
+def create(directory: str, software: str) -> None:
+    with store.locked(directory, write=True) as fd, tpm.connected(WHERE) as device:
+        try:
+            vault.create(fd, device, [7], software_allowed=software == "allow", secure_boot=False)
+        except VaultError as error:
+            print(error.fault.name)
+        else:
+            print("made")
+
+
+def clock(directory: str) -> None:
+    with store.locked(directory, write=False) as fd, tpm.connected(WHERE) as device:
+        for _ in range(5):
+            began = time.monotonic()
+            vault.open_vault(fd, device).wipe()
+            print(f"{(time.monotonic() - began) * 1000:.1f}")
+
+
 def hold(kind: str, directory: str, *arguments: str) -> None:
     kept = []
     if kind == "leaky":
@@ -67,4 +89,5 @@ def hold(kind: str, directory: str, *arguments: str) -> None:
     os.read(0, 1)
 
 
-{"kek": kek, "seal": seal, "hold": hold}[STEP](*ARGUMENTS)
+STEPS = {"kek": kek, "seal": seal, "create": create, "clock": clock, "hold": hold}
+STEPS[STEP](*ARGUMENTS)

@@ -37,6 +37,14 @@ def clear_command() -> bytes:
     return struct.pack("!HI", 0x8002, 6 + len(body)) + body
 
 
+def owner_auth_command(old: bytes, new: bytes) -> bytes:
+    """TPM2_HierarchyChangeAuth of the owner hierarchy, as raw bytes."""
+    session = struct.pack("!IHBH", 0x40000009, 0, 0, len(old)) + old
+    body = struct.pack("!III", 0x129, 0x40000001, len(session)) + session
+    body += struct.pack("!H", len(new)) + new
+    return struct.pack("!HI", 0x8002, 6 + len(body)) + body
+
+
 def sha1_only_command() -> bytes:
     """TPM2_PCR_Allocate by the platform: SHA-1 for every PCR, SHA-256 for none; after a restart."""
     body = struct.pack("!II", 0x12B, 0x4000000C) + struct.pack("!IIHBH", 9, 0x40000009, 0, 0, 0)
