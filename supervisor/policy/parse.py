@@ -188,7 +188,8 @@ def _rule(table: Table, kind: str) -> Rule | None:
     else:
         known = ", ".join(_PERMISSIONS)
         said = "nothing is allowed" if not given else f"{' and '.join(given)} in one block"
-        table.fail("one-permission", "allow", said, f"give exactly one of: {known}")
+        fix = f"give exactly one of: {known}"
+        table.document.fail("one-permission", table.line, "allow", said, fix, table.rule)
     table.finish(", ".join(("id", "why", "exception", *_PERMISSIONS)))
     if isinstance(permission, SERVICES_ONLY) and kind != "service":
         key = permission.key
@@ -355,7 +356,7 @@ def _claim(table: Table) -> Claim:
     if (never := table.table("never")) is not None:
         given = [key for key in ("file", "calls", "net") if never.has(key)]
         if len(given) != 1:
-            never.fail("one-permission", "never", "not one thing", "give one of: file, calls, net")
+            table.fail("one-permission", "never", "not one thing", "give one of: file, calls, net")
         if file := never.table("file", required=False):
             path = file.string("path", _PATH + r"(/\*\*)?", what="an absolute path")
             access = file.words("access", ("read", "write", "exec"))

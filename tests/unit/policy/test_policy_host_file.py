@@ -1,0 +1,81 @@
+"""The host file: strict, with positions, and whole or not at all."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+from supervisor.host import Host, load_host, parse_host
+from supervisor.policy.errors import PolicyErrors
+
+
+@pytest.fixture
+def text(shipped: Path) -> str:
+    return (shipped / "hosts" / "demo.toml").read_text()
+
+
+def test_the_shipped_host_waives_by_name(host: Host) -> None:
+    assert host.waived(date(2026, 12, 1)) == {
+        "cgroup:memory",
+        "cgroup:pids",
+        "cgroup:cpu",
+        "software-tpm",
+    }
+    assert all(waiver.why for waiver in host.waivers)
+    practice = host.upstream("practice")
+    assert practice is not None
+    assert (practice.scheme, practice.workload, practice.port) == ("http", "model.practice", 8000)
+    assert host.upstream("other") is None
+
+
+def test_an_expired_waiver_waives_nothing(text: str) -> None:
+    old = 'guarantee = "cgroup:pids"\n'
+    host = parse_host(text.replace(old, old + "expires = 2026-01-31\n").encode())
+    assert "cgroup:pids" in host.waived(date(2026, 1, 31))
+    assert "cgroup:pids" not in host.waived(date(2026, 2, 1))
+
+
+def test_a_foreign_upstream_is_https(text: str) -> None:
+    added = '\n[[upstream]]\nname = "real"\nhost = "api.example.org"\ncredential = "real"\n'
+    real = parse_host((text + added).encode()).upstream("real")
+    assert real is not None
+    assert (real.scheme, real.host, real.port, real.path) == (
+        "https",
+        "api.example.org",
+        443,
+        "/v1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "field"),
+    [
+        ('app      = "/usr', 'app      = "usr', "bad-value", "paths.app"),
+        ('run      = "/run/', 'run      = "/run/../', "bad-value", "paths.run"),
+        ("base = 1879050000", "base = 0", "out-of-range", "ids.base"),
+        ('mode = "auto"', 'mode = "maybe"', "bad-value", "tpm.mode"),
+        ('"127.0.0.1:8443"\norigins', '"127.0.0.999:8443"\norigins', "bad-value", "gateway.listen"),
+        ('"127.0.0.1:8443"\norigins', '"127.0.0.1:0"\norigins', "bad-value", "gateway.listen"),
+        ('["http://127.0.0.1:8443"]', '["*"]', "bad-value", "gateway.origins"),
+        ('"cgroup:memory"', '"everything"', "bad-value", "waive.guarantee"),
+        ('"cgroup:memory"', '"cgroup:pids"', "duplicate-id", "waive.guarantee"),
+        ('workload   = "model.practice"', 'host = "h"\nworkload = "m"',
+         "one-target", "upstream.workload"),
+        ("port       = 8000\n", "", "missing-key", "upstream.port"),
+        ("[tpm]", "[tpn]", "unknown-table", "tpn"),
+        ("[gateway]", "[gateway]\ncolour = 1", "unknown-key", "gateway.colour"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(text: str, old: str, new: str, code: str, field: str) -> None:
+    assert old in text
+    broken = text.replace(old, new, 1)
+    with pytest.raises(PolicyErrors) as raised:
+        parse_host(broken.encode(), "demo.toml")
+    assert (code, field) in [(error.code, error.field) for error in raised.value.errors]
+    assert all(error.line > 0 and error.file == "demo.toml" for error in raised.value.errors)
+
+
+def test_a_missing_host_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PolicyErrors, match=r"none\.toml:1:.*cannot open"):
+        load_host(tmp_path / "none.toml")
