@@ -90,7 +90,8 @@ class EgressServer:
         workload = self._config.workloads.get(name) if isinstance(name, str) else None
         if workload is None:
             raise ControlError(Answer.UNKNOWN_WORKLOAD)
-        sock = socket.socket(fileno=handed.pop())
+        sock = socket.socket(fileno=handed[0])  # fails for what is no socket
+        handed.clear()
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.close()
             raise ControlError(Answer.WRONG_DESCRIPTORS)
@@ -135,7 +136,8 @@ class EgressServer:
 
     def _keys(self, _name: object, handed: list[int]) -> None:
         """Answered at once: the helper that fills the vault may be started only after this."""
-        sock = socket.socket(fileno=handed.pop())
+        sock = socket.socket(fileno=handed[0])
+        handed.clear()
         sock.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._receive_keys(sock))
         self._tasks.add(task)
