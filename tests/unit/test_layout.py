@@ -46,7 +46,6 @@ DEBIAN = {
     "bcc": "python3-bpfcc",
     "cryptography": "python3-cryptography",
     "tpm2_pytss": "python3-tpm2-pytss",
-    "typer": "python3-typer",
     "rich": "python3-rich",
 }
 ROOT_MAY = {"seccomp", "prctl"}
@@ -54,7 +53,7 @@ ROOT_MAY = {"seccomp", "prctl"}
 BESIDES_ROOT = {
     "probes.load": {"bcc"},
     "supervisor.vault": {"cryptography", "tpm2_pytss"},
-    "supervisor.cli": {"typer", "rich"},
+    "supervisor.cli": {"rich"},
 }
 # These choose one program by its name: what they import inside functions or branches is judged by
 # itself, and is not loaded by whoever imports them.
@@ -63,7 +62,7 @@ DISPATCHERS = {"probes.__main__", "supervisor.__main__", "supervisor.cli"}
 # Import name -> name in packaging/locks/runtime.in, where they differ.
 DISTRIBUTION = {"ruamel": "ruamel.yaml"}
 # Wheels that are loaded without an import of ours.
-LOADED_BY_OTHERS = {"uvloop": "uvicorn", "httptools": "uvicorn", "click": "uvicorn"}
+LOADED_BY_OTHERS = {"uvloop": "uvicorn", "httptools": "uvicorn"}
 
 # Files over 400 lines, each with the reason why it is still one concept.
 LONG_FILES = {
@@ -123,12 +122,20 @@ def modules(tree: Path) -> dict[str, Module]:
     found = {}
     for name, path in paths.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        imported = set(_imported(tree / path, package))
-        ours = {i for i in imported if i in paths or (i.split(".")[0] in BELOW and "." not in i)}
-        ours |= {i.rsplit(".", n)[0] for i in ours for n in range(1, i.count(".") + 1)}
-        foreign = {i.split(".")[0] for i in imported} - set(BELOW) - sys.stdlib_module_names
-        found[name] = Module(name, frozenset(ours - {name}), frozenset(foreign))
+        imported = set(_imported(tree / path, package, top=False))
+        at_once = set(_imported(tree / path, package, top=name in DISPATCHERS))
+        found[name] = Module(
+            name,
+            _with_parents(imported, paths) - {name},
+            _with_parents(at_once, paths) - {name},
+            frozenset({i.split(".")[0] for i in imported} - set(BELOW) - sys.stdlib_module_names),
+        )
     return found
+
+
+def _with_parents(imported: set[str], known: Container[str]) -> frozenset[str]:
+    ours = {i for i in imported if i in known or i in BELOW}
+    return frozenset(ours | {i.rsplit(".", n)[0] for i in ours for n in range(1, i.count(".") + 1)})
 
 
 def unknown_top_level(tree: Path) -> list[str]:
@@ -292,7 +299,7 @@ REGISTRY = ".".join(("pypi", "org"))
         (upward_imports, "assistant/a/b.py", "import supervisor\n", "imports supervisor"),
         (foreign_code_in_root, "sandbox/x.py", "import yaml\n", "sandbox.x loads yaml"),
         (foreign_code_in_root, "sandbox/plan.py", "import attr\n", "supervisor.life loads attr"),
-        (foreign_code_in_root, "supervisor/x.py", "import typer\n", "supervisor.x loads typer"),
+        (foreign_code_in_root, "supervisor/x.py", "import rich\n", "supervisor.x loads rich"),
         (foreign_code_in_root, "supervisor/x.py", "def f():\n    import jwt\n", "loads jwt"),
         (foreign_code_in_root, "supervisor/vault/x.py", "import h11\n", "vault.x loads h11"),
         (foreign_code_in_root, "probes/read.py", "import bcc\n", "probes.read loads bcc"),
