@@ -7,8 +7,8 @@ sizes, so the two cannot drift apart.
 from __future__ import annotations
 
 import struct
+from collections import namedtuple  # not typing: the reader lives on 0.6 MB less
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
 
 # Kernel → reader: time, cgroup, pid, tid, number, detail, kind, verdict, flags, zero, comm.
 _RECORD = struct.Struct("<QQIIiiBBHI16s")
@@ -52,12 +52,13 @@ class Flag(IntFlag):
     MOVED_OUT = 64
 
 
-class Event(NamedTuple):
+class Event(namedtuple("Event", "time cgroup pid tid number detail kind verdict flags comm path")):
     """One event. `time` in CLOCK_MONOTONIC nanoseconds, pids as the host sees them.
 
     `comm` and `path` are chosen by the workload: text to show, never to decide on.
     """
 
+    __slots__ = ()
     time: int
     cgroup: int
     pid: int
@@ -118,9 +119,10 @@ def encode(event: Event) -> bytes:
     return head + event.path.encode().ljust(PATH_SIZE, b"\0") if event.path else head
 
 
-class Notice(NamedTuple):
+class Notice(namedtuple("Notice", "cgroup kind verdict flags number pid time")):
     """What the supervisor gets of an event: numbers only, so root parses no text."""
 
+    __slots__ = ()
     cgroup: int
     kind: int
     verdict: int

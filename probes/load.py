@@ -1,7 +1,7 @@
 """The loader: compile, attach, pin, say how it went, exit. The pins stay.
 
-Runs with CAP_BPF and CAP_PERFMON and nothing else. Descriptors: `config` (JSON: level, slice,
-denials, pins) and `result` (one line of JSON). Killed at any time before the last step it leaves at
+Runs with CAP_BPF and CAP_PERFMON and nothing else. Descriptors: `config` (JSON: level, denials,
+pins) and `result` (one line of JSON). Killed at any time before the last step it leaves at
 most pins without a manifest; those watch nobody, and maps.clear() removes them.
 """
 
@@ -30,13 +30,12 @@ _ARCH_NATIVE = 0xC000003E  # AUDIT_ARCH_X86_64
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What to load. `level`: depth of a workload's cgroup (root is 0). `slice`: id of its parent.
+    """What to load. `level`: depth of a workload's cgroup, the v2 root being 0.
 
-    A `slice` of 0 leaves the cheaper first test out. `denials` attaches the exit filter.
+    `denials` attaches the exit filter. `pins`: a directory on a bpffs that the loader's uid owns.
     """
 
     level: int
-    slice: int
     denials: bool
     pins: Path
 
@@ -82,7 +81,7 @@ _MEMBERS = {
 
 def parse_config(data: bytes) -> Config:
     """The `config` descriptor's JSON, strictly. Raises ProbeError `bad_config`."""
-    wanted = {"level": int, "slice": int, "denials": bool, "pins": str}
+    wanted = {"level": int, "denials": bool, "pins": str}
     try:
         body = json.loads(data)
         if not isinstance(body, dict) or set(body) != set(wanted):
@@ -90,9 +89,9 @@ def parse_config(data: bytes) -> Config:
         for key, kind in wanted.items():
             if type(body[key]) is not kind:
                 raise ValueError(f"{key} is not {kind.__name__}")
-        if not 1 <= body["level"] <= 32 or not 0 <= body["slice"] < 1 << 64:
-            raise ValueError("level is outside 1..32 or slice outside 64 bits")
-        return Config(body["level"], body["slice"], body["denials"], Path(body["pins"]))
+        if not 1 <= body["level"] <= 32:
+            raise ValueError("level is outside 1..32")
+        return Config(body["level"], body["denials"], Path(body["pins"]))
     except ValueError as error:
         raise ProbeError(
             "bad_config", f"The configuration is wrong: {error}.", "Fix what writes it."
@@ -117,7 +116,7 @@ def source(config: Config, known: dict[str, int]) -> str:
     # A member this kernel lacks becomes 0; the programs that need it are not loaded.
     macros |= {name: known.get(name, 0) for name in (*_MEMBERS, "OFF_STATUS")}
     lines = [f"#define {name} {value}" for name, value in macros.items()]
-    lines += [f"#define SLICE {config.slice}ULL", f"#define ARCH_NATIVE {_ARCH_NATIVE}U"]
+    lines.append(f"#define ARCH_NATIVE {_ARCH_NATIVE}U")
     cases = "".join(
         f" case -{number}: bit = {1 << index}; break;"
         for index, number in enumerate(layout.DENIALS.values())
@@ -235,7 +234,7 @@ def _pin(config: Config, module: Any, links: dict[str, int]) -> None:
     """Maps, links, and last the manifest that says all are there."""
     _unpin(config.pins)
     manifest = module[b"manifest"].map_fd
-    value = layout.MANIFEST.pack(layout.ABI, config.level, config.slice, config.denials, 0)
+    value = layout.MANIFEST.pack(layout.ABI, config.level, config.denials)
     try:
         bpf.update(manifest, bytes(4), value)
         for fd in (manifest, module[b"counters"].map_fd):

@@ -209,7 +209,7 @@ class Watch:
 def _check(fds: dict[str, int]) -> tuple[int, bool]:
     """Level and denial flag of the manifest, after every map's sizes were compared with ours."""
     value = bpf.lookup(fds["manifest"], _INDEX.pack(0), layout.MANIFEST.size)
-    abi, level, _, denials, _ = layout.MANIFEST.unpack(value or bytes(layout.MANIFEST.size))
+    abi, level, denials = layout.MANIFEST.unpack(value or bytes(layout.MANIFEST.size))
     sizes = {name: bpf.map_info(fds[name]).value_size for name in _VALUES}
     if abi != layout.ABI or sizes != _VALUES:
         raise ProbeError(

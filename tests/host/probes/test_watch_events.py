@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from watchrig import Cgroups, Tail, quiet, registered, run_in, until
@@ -220,6 +221,32 @@ os.waitpid(pid, 0)
         assert [e.flags for e in moves] == [Flag.MOVED_IN, Flag.MOVED_OUT]
         assert moves[0].pid == child.pid
         assert moves[1].pid not in (child.pid, 0)
+
+
+def test_io_uring_requests_trip_the_wire(
+    watch: Watch, tail: Tail, workload: Path, status: dict[str, Any]
+) -> None:
+    if status["programs"]["on_uring"]["status"] != "attached":
+        pytest.skip(f"no io_uring tracepoint: {status['programs']['on_uring']}")
+    # A ring of 4 entries; one submission of opcode 0 (NOP). Layout: linux/io_uring.h.
+    code = """
+import ctypes, mmap, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+params = ctypes.create_string_buffer(120)
+fd = libc.syscall(425, 4, params)
+if fd < 0: sys.exit(ctypes.get_errno())
+head, tail, mask, entries, flags, dropped, array = struct.unpack_from("7I", params.raw, 40)
+queue = mmap.mmap(fd, array + 16, offset=0)
+sqes = mmap.mmap(fd, 4096, offset=0x10000000)
+sqes[0:64] = bytes(64)
+struct.pack_into("I", queue, array, 0)
+struct.pack_into("I", queue, tail, 1)
+sys.exit(0 if libc.syscall(426, fd, 1, 0, 0, None, 0) == 1 else 99)
+"""
+    with registered(watch, workload, quiet()) as number:
+        assert run_in(workload, code).wait(10) == 0
+        wires = [e for e in tail.read() if e.kind == Kind.URING]
+        assert [(e.cgroup, e.number, e.verdict) for e in wires] == [(number, 0, Verdict.ALERT)]
 
 
 def test_a_denied_call_is_reported_by_errno(watch: Watch, tail: Tail, cgroups: Cgroups) -> None:

@@ -69,8 +69,11 @@ class Host:
         self.inside = self._dir / "watch"
         self.pins = Path(f"/proc/{self._holder.pid}/root{self.inside}")
 
-    def close(self) -> None:
+    def close_pins(self) -> None:
         clear(self.pins)
+
+    def close(self) -> None:
+        self.close_pins()
         self._holder.communicate(b"\n")
         shutil.rmtree(self._dir)
 
@@ -79,13 +82,11 @@ class Host:
         denials: bool = False,
         pins: Path | None = None,
         capabilities: str = "+bpf,+perfmon",
-        slice_id: int = 0,
         uid: int = UID,
     ) -> tuple[subprocess.Popen[bytes], int]:
         """Start the loader as the supervisor does; returns it and the `result` pipe's read end."""
         body = {
             "level": LEVEL,
-            "slice": slice_id,
             "denials": denials,
             "pins": str(pins or self.inside),
         }
@@ -221,7 +222,7 @@ def until(check: Callable[[], Any], seconds: float = 5.0) -> Any:
     while time.monotonic() < end:
         if answer := check():
             return answer
-        time.sleep(0.01)
+        time.sleep(0.001)
     raise AssertionError("did not happen in time")
 
 
