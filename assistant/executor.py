@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -35,13 +36,13 @@ def serve(*, workflows: str, state: str) -> None:
 
 
 async def _serve(channels: dict[str, int], engine: Engine, journal: Journal) -> None:
-    import asyncio
-
     desk = Desk(engine.work)
     try:
         for identity, descriptor in channels.items():
             await desk.open(identity, descriptor)
-        await engine.resume()
+        resuming = asyncio.create_task(engine.resume())
+        await asyncio.wait({resuming})  # unlike `await resuming`, a stop does not cancel it at once
+        resuming.result()
         await asyncio.Event().wait()
     finally:
         engine.stopping = True

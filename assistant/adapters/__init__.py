@@ -53,12 +53,22 @@ def serve(name: str, *, port: int, executor: str) -> None:
     log.never_wait()
     adapter = find(name)
 
-    async def work() -> None:
-        from asyncio import TaskGroup
+    life.run(_serve(adapter, port, Router(executor)))
 
-        router = Router(executor)
-        async with TaskGroup() as tasks:
-            tasks.create_task(router.keep_connected())
-            tasks.create_task(adapter.serve(port, router))
 
-    life.run(work())
+async def _serve(adapter: Adapter, port: int, router: Router) -> None:
+    """Both run until cancelled; when one of them fails the program ends with its error."""
+    import asyncio
+
+    tasks = {
+        asyncio.create_task(router.keep_connected()),
+        asyncio.create_task(adapter.serve(port, router)),
+    }
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -105,7 +105,9 @@ class Engine:
             self._journal.finish(key, None)
             outcome = failure("", error)
         except asyncio.CancelledError:
-            if not self.stopping:
+            if self.stopping:
+                self._journal.release(key)
+            else:
                 log.line("run_cancelled", request=order.request)
                 self._journal.forget(key)
             raise

@@ -190,6 +190,13 @@ class Journal:
             self._stale.add(key)
         self._truncate()
 
+    def release(self, key: Key) -> None:
+        """Leave a run to be resumed after an orderly stop, which does not count as an attempt."""
+        with contextlib.suppress(JournalError), self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET attempts = attempts - 1 WHERE peer=? AND client=? AND run=?", key
+            )
+
     def unfinished(self) -> list[tuple[Key, Order]]:
         """The runs that a crash interrupted; one that was tried too often is closed instead.
 

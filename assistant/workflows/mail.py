@@ -5,13 +5,13 @@ from __future__ import annotations
 import email
 import email.policy
 from dataclasses import dataclass
-from email.message import EmailMessage, Message
+from email.message import Message
 
 from assistant.errors import AssistantError
 
 _HEADERS = ("From", "To", "Cc", "Date", "Subject")
-# The library's parser takes time that grows with header length squared and with lines times depth:
-# these bounds keep the worst message under about a second.
+# The library's parsers take time that grows with header length squared and with lines times depth:
+# these bounds keep the worst message to a second or two.
 _HEADER_MAX = 8192
 _HEADERS_MAX = 256
 _LINES_MAX = 40_000
@@ -25,19 +25,6 @@ class ContentError(AssistantError):
 
     def __init__(self, sentence: str, fix: str = "", *, status: int = 400) -> None:
         super().__init__("bad_content", sentence, fix, status=status)
-
-
-class _Policy(email.policy.EmailPolicy):
-    """The standard policy with a bound on every header, also those that the parser itself reads."""
-
-    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
-        """Called once for each header, before anything looks into it."""
-        if sum(map(len, sourcelines)) > _HEADER_MAX:
-            raise ContentError(f"a header is over {_HEADER_MAX} characters", status=413)
-        return super().header_source_parse(sourcelines)
-
-
-_POLICY = _Policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +52,7 @@ def parse(content: str) -> Mail:
     if lower.count("multipart/") + lower.count("message/") > _NESTED_MAX:
         raise ContentError(f"more than {_NESTED_MAX} multipart parts", status=413)
     try:
-        message: EmailMessage = email.message_from_bytes(content.encode(), policy=_POLICY)
-        return _read(message)
+        return _read(email.message_from_bytes(content.encode()))
     except ContentError:
         raise
     # The parser is lenient by design and raises what it happens to meet on hostile input.
@@ -74,13 +60,19 @@ def parse(content: str) -> Mail:
         raise ContentError(f"the e-mail cannot be parsed ({type(error).__name__})") from error
 
 
-def _read(message: EmailMessage) -> Mail:
-    if len(message) > _HEADERS_MAX:
+def _read(message: Message) -> Mail:
+    """Read a message parsed with the old, simple policy: the new one looks into each part's headers
+    with a parser that is far too slow for strangers' input, so only five headers go through it."""
+    raw = [(name, str(value)) for name, value in message.raw_items()]
+    if len(raw) > _HEADERS_MAX:
         raise ContentError(f"more than {_HEADERS_MAX} headers", status=413)
-    if message["From"] is None:
+    found: dict[str, str] = {}
+    for name, value in raw:
+        found.setdefault(name.lower(), value)
+    if "from" not in found:
         raise ContentError("not an RFC 5322 message: it has no From header")
     headers = tuple(
-        (name, _one_line(str(value))) for name in _HEADERS for value in message.get_all(name, [])
+        (name, _header(name, found[name.lower()])) for name in _HEADERS if name.lower() in found
     )
     text, attachments = _body(message)
     if len(text) > _TEXT_MAX:
@@ -89,7 +81,19 @@ def _read(message: EmailMessage) -> Mail:
     return Mail(headers, text, tuple(attachments))
 
 
-def _body(message: EmailMessage) -> tuple[str, list[str]]:
+def _header(name: str, raw: str) -> str:
+    """One header with its encoded words decoded; bare UTF-8 (RFC 6532) is taken as such."""
+    _bounded(name, raw)
+    value = raw.encode("ascii", "surrogateescape").decode("utf-8", "replace")
+    return _one_line(str(email.policy.default.header_fetch_parse(name, value)))
+
+
+def _bounded(name: str, raw: object) -> None:
+    if len(str(raw)) > _HEADER_MAX:
+        raise ContentError(f"header {name} is over {_HEADER_MAX} characters", status=413)
+
+
+def _body(message: Message) -> tuple[str, list[str]]:
     """The first plain text (else the first HTML, without tags) and the names of all the rest."""
     plain: str | None = None
     html: str | None = None
@@ -99,6 +103,8 @@ def _body(message: EmailMessage) -> tuple[str, list[str]]:
             raise ContentError(f"more than {_PARTS_MAX} parts", status=413)
         if part.is_multipart():
             continue
+        for name in ("Content-Type", "Content-Disposition"):
+            _bounded(name, part.get(name, ""))
         kind = part.get_content_type()
         attached = part.get_content_disposition() == "attachment"
         if kind == "text/plain" and plain is None and not attached:

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from assistant_house import TOKEN, House, ScriptedModel, letter
+from assistant_house import TOKEN, Hold, House, ScriptedModel, letter
 
 ENTITIES = '{"dates": [], "contacts": []}'
 PRIORITY = '{"priority": "low", "reason": "none"}'
@@ -200,6 +200,27 @@ def test_one_client_cannot_take_all_places(house: House, scripted: ScriptedModel
     channel.ask("a9", run="a9")
     assert channel.receive()["status"] == "started"
     gate.close()
+
+
+def test_an_orderly_stop_loses_nothing_however_often(
+    house: House, channel: Channel, scripted: ScriptedModel
+) -> None:
+    scripted.say(ENTITIES)
+    holds = [Hold() for _ in range(5)]
+    scripted.answers += holds
+    channel.ask(run="stopped")
+    for hold in holds:  # the first time asked for, then four times resumed
+        assert hold.reached.wait(10)
+        assert house.executor.stop() == 0
+        hold.release.set()
+        if hold is holds[-1]:
+            scripted.say(PRIORITY, "Dear all")
+        house.start_executor(OPENAI_BASE_URL=scripted.base)
+    house.executor.wait_for("step_done", step="generate_reply")
+    again = Channel(house)
+    again.ask(run="stopped")
+    assert again.end()["text"] == "Dear all"
+    assert len(scripted.requests) == 1 + 5 + 2
 
 
 def test_a_run_whose_adapter_died_is_finished_and_kept(

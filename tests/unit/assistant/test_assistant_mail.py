@@ -27,6 +27,11 @@ def test_base64_is_read_and_attachments_are_named_only() -> None:
     assert "exit status" not in str(mail)
 
 
+def test_bare_utf8_in_headers_is_read() -> None:
+    mail = parse("From: Zoë Šimková <z@x.example>\nSubject: Grüße\n ✓\n\nx\n")
+    assert dict(mail.headers) == {"From": "Zoë Šimková <z@x.example>", "Subject": "Grüße ✓"}
+
+
 def test_html_alone_loses_its_tags_and_scripts() -> None:
     html = "<style>p{}</style><p>Hello <b>you</b></p><script>alert(1)</script>"
     mail = parse(f"From: a@example.org\nContent-Type: text/html\n\n{html}\n")
@@ -96,6 +101,11 @@ def test_what_would_keep_the_parser_busy_is_refused(content: str) -> None:
         "From: a@b\nSubject: " + "=?utf-8?q?a?= " * 500 + "\n\nx",
         "From: a@b\nContent-Type: text/plain" + "; a*0=b" * 1000 + "\n\nx",
         "From: " + "(" * 8000 + "\n\nx",
+        "From: a@b\n" + ("To: " + "a@b," * 1900 + "\n") * 120 + "\nx",
+        "From: a@b\nContent-Type: multipart/mixed; boundary=b\n\n"
+        + ("--b\nContent-Type: a/b" + "; a*0=b" * 1100 + "\n\nx\n") * 60,
+        "From: a@b\nContent-Type: multipart/mixed; boundary=b\n\n"
+        + ("--b\nContent-Type: a/b" + "; a*0=b" * 70 + "\n\nx\n") * 1900,
     ],
 )
 def test_the_worst_that_is_not_refused_takes_bounded_time(content: str) -> None:

@@ -173,6 +173,54 @@ def test_an_unsupported_protocol_does_not_start(start: Callable[..., Program]) -
     assert b"unsupported protocol: carrier-pigeon" in program.process.stderr.read()
 
 
+def test_a_port_in_use_is_one_clear_line(start: Callable[..., Program]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments in (["adapter", "rest"], ["practice-model"]):
+            program = start(*arguments, "--port", port)
+            assert program.process.wait(10) == 1
+            assert program.process.stderr is not None
+            words = program.process.stderr.read().decode()
+            assert "address already in use" in words.lower()
+            assert words.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["adapter"], ["shell"], ["executor", "--port", "1"], ["adapter", "rest", "--port", "x"]],
+)
+def test_a_wrong_command_line_shows_the_usage(
+    start: Callable[..., Program], arguments: list[str]
+) -> None:
+    program = start(*arguments)
+    assert program.process.wait(10) == 2
+    assert program.process.stderr is not None
+    assert b"usage: assistant adapter NAME" in program.process.stderr.read()
+
+
+def test_an_executor_without_channel_or_model_says_what_is_missing(house: House) -> None:
+    for channels, environment, missing in (
+        (None, {}, b"no channel"),
+        (house.channels, {}, b"OPENAI_BASE_URL"),
+        (house.channels, {"OPENAI_BASE_URL": "https://x/v1", "OPENAI_API_KEY": "x"}, b"base URL"),
+    ):
+        program = house._start("executor", channels=channels, **environment)
+        assert program.process.wait(10) == 2
+        assert program.process.stderr is not None
+        assert missing in program.process.stderr.read()
+
+
+def test_an_executor_without_state_works_and_says_that_it_forgets(house: House) -> None:
+    house.executor.stop()
+    house.state = house.directory / "none"
+    assert house.start_executor().wait_for("workflows_loaded")["durable"] is False
+    answer = call(
+        house.adapter("rest").port, "POST", "/messages", {**ORDER, "content": letter("ordinary")}
+    )
+    assert answer[0] == 200
+    assert not house.state.exists()
+
+
 def test_a_dead_model_is_502_and_a_restart_of_it_heals(house: House) -> None:
     port = house.adapter("rest").port
     model_port = house.model.port
