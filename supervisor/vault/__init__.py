@@ -31,7 +31,8 @@ Descriptors are inherited from number 3 on, named by LISTEN_FDS and LISTEN_FDNAM
   init: {id, generation, date, pcrs, keys: [{kid, x}], level}. list: {names}.
   token: {token, claims}.
   status: {problem, detail, vault: null or as init without level, tpm, level, approval}; it exits
-  with 0 whenever it could report, and `problem` is the name of the Fault that `unlock` would meet.
+  with 0 whenever it could report; `problem` names the Fault in the way, as far as it can be seen
+  without unsealing (a forged header that is well-formed shows at `unlock` only).
 
 `level` is {code, stops, does_not_stop}. A software TPM is always T0. `init` refuses a software TPM
 at /dev/tpmrm0 without `--allow-software-tpm`; `--tpm socket:` is that choice already.
