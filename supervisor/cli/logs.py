@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,7 @@ def _follow(files: dict[str, int]) -> Iterator[tuple[str, bytes]]:
                 for line in lines:
                     yield name, line
         if quiet:
+            sys.stdout.flush()  # into a pipe, too, a line is seen when it is written
             time.sleep(_PAUSE)
 
 

@@ -85,6 +85,8 @@ def over_rest(where: tuple[str, int], token: str, message: dict[str, str]) -> di
             connection.request("POST", "/rest/messages", body, headers)
         response = connection.getresponse()
         raw = response.read(_REPLY_MAX)
+    except ConnectionRefusedError:
+        raise
     except (http.client.HTTPException, ConnectionError) as error:
         raise ControlError("bad_answer", f"the gateway broke off: {error}") from None
     finally:
@@ -113,7 +115,9 @@ def over_websocket(where: tuple[str, int], token: str, message: dict[str, str]) 
                           file=sys.stderr)  # fmt: skip
     except HandshakeRefused as refused:
         raise _refused(refused.status, _object(refused.body)) from None
-    except WebSocketError as error:
+    except ConnectionRefusedError:
+        raise
+    except (WebSocketError, ConnectionError) as error:
         raise ControlError("bad_answer", f"the connection broke off: {error}") from None
 
 

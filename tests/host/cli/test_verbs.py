@@ -23,7 +23,8 @@ STATUS = {
          "restarts": 1, "since": 1.0, "rss": 17_000_000, "error": None, "layers": [LAYER],
          "policy": {"file": "adapter-rest.toml", "version": 3, "digest": "ab" * 32}},
         {"id": "executor.main", "kind": "executor", "state": "failed", "pid": None,
-         "uid": 1879050004, "restarts": 0, "since": 1.0, "rss": None, "error": "no \x1b[31mpython", "layers": [],
+         "uid": 1879050004, "restarts": 0, "since": 1.0, "rss": None,
+         "error": "no \x1b[31mpython", "layers": [],
          "policy": {"file": "executor-main.toml", "version": 1, "digest": "cd" * 32}},
     ],
 }  # fmt: skip
