@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .config import Grant, Workload
 from .errors import Refusal
@@ -58,10 +58,10 @@ def too_large(workload: Workload) -> Refusal:
     )
 
 
-def grant_for(model: str, workload: Workload, shown: str) -> Grant:
+def grant_for(model: str, workload: Workload, shown: Callable[[str], str]) -> Grant:
     """Return the permission to use `model`; the refusal names the policy's line.
 
-    `shown` is the model's name as it may stand in a message.
+    `shown` makes of the model's name what may stand in a message.
     """
     grant = workload.models.get(model)
     if grant is None:
@@ -70,6 +70,6 @@ def grant_for(model: str, workload: Workload, shown: str) -> Grant:
         )
         where = ", ".join(places) or f"{workload.file}, which allows no model"
         raise Refusal(
-            "model_not_allowed", f"Model {shown} is not allowed by {where}.", by_rule=True
+            "model_not_allowed", f"Model {shown(model)} is not allowed by {where}.", by_rule=True
         )
     return grant

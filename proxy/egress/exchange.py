@@ -83,6 +83,10 @@ class Exchange:
             with contextlib.suppress(AuditUnwritable):  # nobody is left to be told
                 self.record("completion", "failed", "client_gone")
             return
+        except asyncio.CancelledError:
+            with contextlib.suppress(AuditUnwritable):
+                self.record("completion", "failed", "stopped")
+            raise
         except Refusal as error:
             refusal = error
         except AuditUnwritable:
@@ -110,8 +114,7 @@ class Exchange:
         body = await self._body(receive)
         text, document = _document(body)
         model, self.stream = _asked(document)
-        shown = Masker(services.scanner, services.guard, "strict").text(model[:80])
-        self.grant = authorize.grant_for(model, workload, shown)
+        self.grant = authorize.grant_for(model, workload, self._shown)
         self.outgoing = Masker(services.scanner, services.guard, self.grant.redact)
         self.incoming = Masker(services.scanner, services.guard, self.grant.redact)
         if services.ring.locked:
@@ -159,6 +162,10 @@ class Exchange:
     def finish(self) -> None:
         """Write the outcome's record; called before the last byte of the answer is sent."""
         self.record("completion", "allowed", None)
+
+    def _shown(self, text: str) -> str:
+        """Return `text` from the request as it may stand in an error."""
+        return Masker(self.services.scanner, self.services.guard, "strict").text(text[:80])
 
     def _mask_outgoing(self, text: str, before: str) -> str:
         if _MARK in text and any(mark in text for mark in self.services.placeholders):

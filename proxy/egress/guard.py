@@ -18,7 +18,7 @@ from ahocorasick_rs import AhoCorasick
 from .keys import KeyRing
 
 MASK = "[REDACTED:live-key]"
-_FRAGMENT, _HEAD = 6, 3
+_FRAGMENT, _HEAD, _SHORTEST = 6, 3, 8
 _ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#x27;"))
 _EDGES_FROM = 32  # keys from this length on are also found when an upstream echoes only an end
 
@@ -84,6 +84,8 @@ def _forms(ring: KeyRing, name: str) -> Iterator[str]:
     """Yield the key as it may be written; each is garbage as soon as the caller is done."""
     raw = bytes(ring.value(name))
     text = raw.decode("utf-8", "surrogateescape")
+    if len(text) < _SHORTEST:
+        return  # so short that it would be found by chance everywhere; no provider's key is
     seen = {text}
     yield text
     if len(text) >= _EDGES_FROM:

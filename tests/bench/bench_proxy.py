@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.bench.figure import Figure  # noqa: E402  # needs the path
-from tests.unit.egress.harness import PLACEHOLDER, Proxy, completion  # noqa: E402
+from tests.bench.figure import Figure  # needs the path
+from tests.unit.egress.harness import PLACEHOLDER, Proxy, completion
 
 REQUESTS = 600
 WARM = 100

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 DEPTH_MAX = 64
+SHORT = 8  # no secret is shorter, unless the name in front of it tells
 # In a document already known to be valid, a quote can only begin a string.
 _TOKEN = re.compile(
     r'"([^"\\]*(?:\\.[^"\\]*)*)"([ \t\r\n]*:)?|(?<![\w.+-])[2-6]\d{12,18}(?![\w.+])'
@@ -45,6 +46,7 @@ def parse(text: str) -> Any:
 def rewrite(text: str, mask: Callable[[str, str], str]) -> str:
     """Return the valid document `text` with every string s, keys too, replaced by mask(s, before).
 
+    Strings under SHORT characters are passed over.
     `before` is the object key in front of a value where that key tells of a secret, else "".
     Whole numbers with the length of a payment card go through `mask` as well; a masked one becomes
     0, so that the type stays. When nothing changes, `text` itself is returned.
@@ -60,10 +62,11 @@ def rewrite(text: str, mask: Callable[[str, str], str]) -> str:
                 at = match.end()
             continue
         plain = _decode(raw) if "\\" in raw else raw
-        masked = mask(plain, "" if is_key else before)
-        if masked is not plain and masked != plain:
-            parts += [text[at : match.start()], encode(masked), is_key or ""]
-            at = match.end()
+        if len(plain) >= SHORT or before:
+            masked = mask(plain, "" if is_key else before)
+            if masked is not plain and masked != plain:
+                parts += [text[at : match.start()], encode(masked), is_key or ""]
+                at = match.end()
         before = f'{plain[-40:]}": "' if is_key and _TELLING.search(plain) else ""
     if not parts:
         return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import mmap
@@ -73,8 +74,8 @@ def reply(
     extra = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
 
     async def answer(_request: Request, writer: asyncio.StreamWriter) -> None:
-        head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{extra}content-length: {len(data)}\r\n\r\n"
-        writer.write(head.encode() + data)
+        head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{extra}"
+        writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         await writer.drain()
 
     return answer
@@ -85,7 +86,8 @@ def stream(chunks: list[bytes], *, abort: bool = False, pause: float = 0.0) -> A
 
     async def answer(_request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
         )
         for chunk in chunks:
             writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
@@ -260,8 +262,11 @@ class Proxy:
             "digest": "d" * 64,
             "file": "executor-main.toml",
             "models": [
-                {"name": "llm-v1", "upstream": "practice", "rule": "models", "line": 42, "redact": "standard"},
-                {"name": "llm-s", "upstream": "practice", "rule": "strict", "line": 50, "redact": "strict"},
+                {"name": name, "upstream": "practice", "rule": rule, "line": line, "redact": redact}
+                for name, rule, line, redact in (
+                    ("llm-v1", "models", 42, "standard"),
+                    ("llm-s", "strict", 50, "strict"),
+                )
             ],
             "body_max": 100_000,
             "concurrent": 4,
@@ -297,7 +302,10 @@ class Proxy:
         env = {"LISTEN_FDS": "4", "LISTEN_FDNAMES": ":".join(handed), "LISTEN_PID": "1"}
         env |= {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
         self.process = subprocess.Popen(
-            [changes.pop("python", sys.executable), "-I", "-c", code, str(ROOT / "proxy"), ",".join(map(str, handed.values()))],
+            [
+                changes.pop("python", sys.executable), "-I", "-c", code,
+                str(ROOT / "proxy"), ",".join(map(str, handed.values())),
+            ],
             pass_fds=list(handed.values()),
             env=env,
             stdout=subprocess.PIPE,
@@ -372,10 +380,8 @@ class Proxy:
         head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
         with self.connect(workload) as sock:
             sock.sendall(head.encode("latin-1") + b"connection: close\r\n\r\n")
-            try:
+            with contextlib.suppress(ConnectionError):  # refused early; the answer is there
                 sock.sendall(data)
-            except ConnectionError:
-                pass  # refused early; the answer is there to be read
             return read_response(sock)
 
     def ask(self, text: str, **more: Any) -> Response:

@@ -61,5 +61,9 @@ IN_CONTEXT = [
     ("named-secret", 'api_key = "{}";', draw(32)),
     ("authorization-header", "curl -H 'Authorization: Bearer {}'", draw(40)),
     ("telegram-bot-token", "bot 123456789:{} x", "AA" + draw(33)),
-    ("slack-webhook", "https://hooks.slack.com/{} x", "services/T" + draw(9) + "/B" + draw(9) + "/" + draw(24)),
-]  # fmt: skip
+    (
+        "slack-webhook",
+        "https://hooks.slack.com/{} x",
+        "services/T" + draw(9) + "/B" + draw(9) + "/" + draw(24),
+    ),
+]

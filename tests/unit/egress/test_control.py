@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -36,13 +37,13 @@ OK, MALFORMED, UNKNOWN_OPERATION, WRONG_DESCRIPTORS, UNKNOWN_WORKLOAD, FAILED = 
 def test_bad_message_gets_its_code_and_leaks_no_descriptor(
     proxy: Proxy, message: object, fds: int, answer: int
 ) -> None:
-    folder = f"/proc/{proxy.process.pid}/fd"
-    before = len(os.listdir(folder))
-    with open(os.devnull, "rb") as null, socket.socket() as sock:
+    folder = Path(f"/proc/{proxy.process.pid}/fd")
+    before = len(list(folder.iterdir()))
+    with Path(os.devnull).open("rb") as null, socket.socket() as sock:
         # -1: something that is not a socket
         handed = [null.fileno()] if fds < 0 else [sock.fileno()] * fds
         assert proxy.command(message, *handed) == answer
-    assert len(os.listdir(folder)) == before
+    assert len(list(folder.iterdir())) == before
     assert proxy.ask("still there").status == 200
 
 
