@@ -28,7 +28,7 @@ DEVICES = {
     "/dev/random": (1, 8),
     "/dev/urandom": (1, 9),
 }
-IDS_MAX = 4096
+IDS_MAX = 4095  # the uid after the last one is the broker's
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,16 @@ def allot_ids(ids: Iterable[str], base: int, previous: Mapping[str, int]) -> dic
     """A uid for every id: the one it had, or the next free number from `base` in id order.
 
     Numbers in `previous` are never given to another id, because files of it may remain.
+    Raises ValueError when the range is used up.
     """
     allotted = dict(previous)
     taken = set(previous.values())
     free = (number for number in range(base, base + IDS_MAX) if number not in taken)
     for workload in sorted(set(ids)):
         if workload not in allotted:
-            allotted[workload] = next(free)
+            if (number := next(free, None)) is None:
+                raise ValueError(f"all {IDS_MAX} uids from {base} on are taken; move [ids] base")
+            allotted[workload] = number
     return allotted
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from supervisor.host import Host, load_host
 from supervisor.policy.errors import PolicyError
 from supervisor.policy.parse import parse_policy

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from supervisor.policy.calls import allowed_values, complement, seccomp_spec, verdict
 from supervisor.policy.constants import CONSTANTS
 from supervisor.policy.groups import ArgumentSet, Baseline, CallSet, Group, load_groups

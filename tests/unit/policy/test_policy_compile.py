@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from sandbox.plan import Bind, Device, Symlink, Tmpfs
 from supervisor.host import Host, Upstream, load_host
 from supervisor.policy.calls import verdict
 from supervisor.policy.compile import compile_policies, with_words
@@ -24,8 +26,6 @@ from supervisor.policy.model import Policy
 from supervisor.policy.parse import load_directory, parse_policy
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.policy.wiring import broker_targets, egress_config, ingress_config
-
-from sandbox.plan import Bind, Device, Symlink, Tmpfs
 
 SHIPPED = Path(__file__).parents[3] / "policies"
 HOST = load_host(SHIPPED / "hosts" / "demo.toml")
@@ -300,6 +300,12 @@ def test_an_id_keeps_its_uid_and_none_is_given_twice() -> None:
     assert first == {"a": 1000, "b": 1001}
     second = allot_ids(["0", "b", "c"], 1000, first)
     assert second == {"a": 1000, "b": 1001, "0": 1002, "c": 1003}
+
+
+def test_a_range_that_is_used_up_is_an_error() -> None:
+    taken = {f"old{number}": 1000 + number for number in range(4095)}
+    with pytest.raises(ValueError, match="taken"):
+        allot_ids(["new"], 1000, taken)
 
 
 def test_state_names_cannot_escape() -> None:

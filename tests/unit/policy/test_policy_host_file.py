@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+
 from supervisor.host import Host, load_host, parse_host
 from supervisor.policy.errors import PolicyErrors
 

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+
 from supervisor.host import Host
 from supervisor.policy.explain import explain, explain_json, landlock_view
 from supervisor.policy.lint import compile_anywhere, exit_code, lint

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from supervisor.policy.model import File, Syscalls
 from supervisor.policy.parse import load_directory, parse_policy
 
