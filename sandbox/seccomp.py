@@ -45,9 +45,12 @@ def compile_filters(spec: SeccompSpec) -> tuple[bytes, ...]:
 
 
 def launch_rules(spec: SeccompSpec) -> tuple[SyscallRule, ...]:
-    """What the launcher needs and `spec` does not allow by itself."""
+    """What the launcher needs and `spec` does not decide by itself."""
     free = {rule.call for rule in spec.main if rule.action == "allow" and not rule.tests}
-    return tuple(rule for rule in _LAUNCH if rule.call not in free and rule not in spec.main)
+    decided = {(rule.call, rule.tests) for rule in spec.main}
+    return tuple(
+        rule for rule in _LAUNCH if rule.call not in free and (rule.call, rule.tests) not in decided
+    )
 
 
 def _build(default: str, rules: tuple[SyscallRule, ...]) -> bytes:

@@ -99,8 +99,6 @@ class Lifecycle:
             leaf = of.slice.leaf(plan.workload)
             undo.callback(leaf.destroy)
             leaf.apply(plan.limits, of.waived_controllers)
-            of.watching.register(leaf.id, plan.workload, _rules(compiled, stdio is not None))
-            undo.callback(of.watching.unregister, leaf.id)
             ends = stdio or self._output(plan.workload, compiled, after)
             running = await of.launcher.launch(plan, leaf, ends, descriptors.fds)
             undo.callback(self._close, running)
@@ -111,6 +109,9 @@ class Lifecycle:
             wrong = [f"{f.layer}: {f.evidence}" for f in findings if f.verdict == "FAIL"]
             if wrong:
                 raise VerificationFailed(plan.workload, wrong)
+            # Not earlier: the launcher's own steps in the cgroup are high-risk calls.
+            of.watching.register(leaf.id, plan.workload, _rules(compiled, stdio is not None))
+            undo.callback(of.watching.unregister, leaf.id)
             if workload is not None:
                 await self._connect(workload, running, descriptors)
             await of.launcher.release(running)

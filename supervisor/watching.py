@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from probes import events, maps
 from probes.errors import ProbeError
@@ -47,7 +48,7 @@ class Watching:
         self._watch: maps.Watch | None = None
         self._names: dict[int, str] = {}
         self._line: socket.socket | None = None
-        self.status: dict[str, object] = {"state": "not loaded"}
+        self.status: dict[str, Any] = {"ok": False}
 
     async def load(self, uid: int, one_shot: OneShot) -> None:
         """Compile and attach through the loader. Raises ProbeError with the loader's own reason."""
@@ -57,9 +58,8 @@ class Watching:
         config = {
             # Depth below the root of the hierarchy: slice, then leaf.
             "level": len(_hierarchy_path(self._slice.path).strip("/").split("/")) + 1,
-            "slice": self._slice.path.stat().st_ino,
             "denials": True,
-            "pins": f"/sys/fs/bpf/{_PINS}",
+            "pins": "/sys/fs/bpf",
         }
         sealed = memfd(config)
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -72,14 +72,15 @@ class Watching:
             for fd in (sealed, reading, writing):
                 if fd != -1:
                     os.close(fd)
-        self.status = json.loads(said) if said else {"state": "failed"}
+        self.status = json.loads(said) if said else {"ok": False}
         if code != 0:
             maps.clear(self._pins)
-            raise ProbeError(
-                str(self.status.get("code", "loader_failed")),
-                str(self.status.get("message", f"The loader ended with {code} and no word.")),
-                str(self.status.get("fix", "Look at its log: anchorhold logs " + LOADER)),
-            )
+            said_why = self.status.get("error") or {
+                "code": "loader_failed",
+                "message": f"The loader ended with {code} and no word.",
+                "fix": f"Look at its log: anchorhold logs {LOADER}",
+            }
+            raise ProbeError(said_why["code"], said_why["message"], said_why["fix"])
         self._watch = maps.Watch.open(self._pins)
 
     @property
@@ -110,7 +111,7 @@ class Watching:
             self._line = None
 
     def register(self, cgroup: int, workload: str, rules: WatchRules) -> None:
-        """Watch a leaf; before its first instruction. Raises ProbeError."""
+        """Watch a leaf; before its release. Raises ProbeError."""
         if self._watch is None:
             return
         self._watch.register(cgroup, rules)

@@ -1,0 +1,266 @@
+"""`make demo`: real messages through every layer, the evidence, six attacks. Exit 0: all held.
+
+Root starts the supervisor and asks it for evidence. Whatever came out of a workload (replies, logs,
+the words of an attacker) is only looked at by a child that became nobody first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sandbox import syscalls
+from supervisor.cli import terminal
+from supervisor.cli.privilege import become_nobody
+from supervisor.cli.status import layers
+from supervisor.control import ControlError, call
+from supervisor.host import Host, load_host
+
+APP = Path(__file__).resolve().parents[2]
+MAIL = APP / "tests" / "mail"
+KEY_NAME, PRACTICE, INTRUDED = "practice", "model.practice", "adapter.rest"
+_START_TIME = 60.0
+
+
+def main(host_file: str) -> int:
+    """Run the whole scene; 0 only if every layer held and every attack was refused."""
+    installed = _installed(Path(host_file))
+    host = load_host(installed)
+    say = _Progress()
+    say(f"starting the supervisor with the policies in {host.paths.policies}")
+    supervisor = _Running(host, installed)
+    try:
+        return _scene(host, supervisor, say)
+    except ControlError as error:
+        terminal.complain(str(error), error.fix)
+        return 1
+    finally:
+        supervisor.stop()
+
+
+def _scene(host: Host, supervisor: _Running, say: Callable[[str], None]) -> int:
+    from supervisor.demo import auditor, client
+
+    status = supervisor.ask("status")
+    say(f"TPM: {status['tpm']['mode']}, level {status['tpm']['level']}. {status['tpm']['note']}")
+    for gap in status["degraded"]:
+        terminal.say(f"  DEGRADED {gap['guarantee']}: {gap['why']}")
+    say("sealing a key for the practice model (random, worth nothing)")
+    key = f"sk-practice-{secrets.token_urlsafe(24)}"
+    supervisor.add_key(KEY_NAME, key)
+    say("sending three e-mails, over WebSocket and REST")
+    tokens = {
+        protocol: str(
+            supervisor.ask(
+                "token.issue",
+                {"client": "demo", "workload": f"adapter.{protocol}", "lifetime": 600},
+            )["token"]
+        )
+        for protocol in ("websocket", "rest")
+    }
+    where = _address(host)
+    mails = {path.name: path.read_bytes() for path in sorted(MAIL.glob("*.eml"))}
+    held = [_as_nobody(lambda: client.send_all(where, tokens, mails))]
+    say("trying six attacks")
+    attacks = _attack(host, supervisor, where[1])
+    held.append(_as_nobody(lambda: client.knock_without_token(where)))
+    say("evidence, read from outside")
+    status = supervisor.ask("status")
+    held.append(_show_layers(status))
+    found = auditor.Found(
+        key=key,
+        key_sha256=hashlib.sha256(key.encode()).hexdigest(),
+        mails=mails,
+        written=_written(host),
+        environments=_environments(status),
+        attacks=attacks,
+        model=_socket_inside(_pid_of(status, PRACTICE)),
+    )
+    held.append(_as_nobody(lambda: auditor.judge(found)))
+    verdict = "every layer held" if all(held) else "SOMETHING DID NOT HOLD"
+    say(f"{verdict}; state {status['state'].upper()}")
+    return 0 if all(held) else 1
+
+
+class _Running:
+    """The supervisor as a child process."""
+
+    def __init__(self, host: Host, host_file: Path) -> None:
+        self._control = Path(host.paths.run) / "control.sock"
+        program = [
+            sys.executable,
+            "-IS",
+            str(APP / "supervisor"),
+            "up",
+            "--host-file",
+            str(host_file),
+        ]
+        self._process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - we asked for the pipe
+        alarm = signal.signal(signal.SIGALRM, lambda *_: self._process.kill())
+        signal.alarm(int(_START_TIME))
+        line = self._process.stdout.readline()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+        if not line:
+            code = self._process.wait()
+            raise ControlError(
+                "not_started", f"the supervisor ended with {code}", "its words: above"
+            )
+
+    def ask(self, verb: str, arguments: dict[str, Any] | None = None, *fds: int) -> Any:
+        """One control request."""
+        return call(self._control, verb, arguments, fds)
+
+    def add_key(self, name: str, key: str) -> None:
+        """Hand a key over by a pipe, as `keys add` does."""
+        reading, writing = os.pipe()
+        os.write(writing, key.encode())
+        os.close(writing)
+        try:
+            self.ask("keys.add", {"name": name}, reading)
+        finally:
+            os.close(reading)
+
+    def stop(self) -> None:
+        """SIGTERM, then wait."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class _Progress:
+    """A line per step with the seconds so far."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        terminal.say(f"[{time.monotonic() - self._start:5.1f} s] {text}")
+        sys.stdout.flush()
+
+
+def _installed(template: Path) -> Path:
+    """The host file with this tree as the installed application."""
+    text = template.read_text()
+    paths = {"app": APP, "runtime": APP / ".runtime", "policies": APP / "policies"}
+    for name, path in paths.items():
+        text = re.sub(rf"(?m)^{name}( +)=.*$", rf'{name}\1= "{path}"', text)
+    directory = Path("/run/anchorhold")
+    directory.mkdir(mode=0o711, exist_ok=True)
+    made = directory / "demo-host.toml"
+    made.write_text(text)
+    return made
+
+
+def _address(host: Host) -> tuple[str, int]:
+    address, _, port = host.listen.rpartition(":")
+    return address.strip("[]"), int(port)
+
+
+def _attack(host: Host, supervisor: _Running, port: int) -> dict[str, tuple[str, bytes, bytes]]:
+    """Every attempt inside a sandbox and, as control, outside: how it ended and what it said."""
+    from supervisor.demo.auditor import ATTEMPTS
+
+    program = (Path(__file__).parent / "intruder.py").read_bytes()
+    path = f"{host.paths.state}/w-executor-main/workflows.sqlite"
+    found = {}
+    for name in ATTEMPTS:
+        words = ["/usr/bin/python3", "-I", "-", name, str(port), path]
+        control = subprocess.run(words, input=program, capture_output=True, timeout=20)  # noqa: S603
+        text = os.memfd_create("intruder")
+        os.write(text, program)
+        os.lseek(text, 0, os.SEEK_SET)
+        reading, writing = os.pipe()
+        try:
+            ended = supervisor.ask(
+                "try", {"workload": INTRUDED, "argv": words}, text, writing, writing
+            )
+            os.close(writing)
+            said = os.read(reading, 4096)
+        finally:
+            os.close(reading)
+            os.close(text)
+        how = f"signal {ended['signal']}" if ended["signal"] else f"exit {ended['exit']}"
+        found[name] = (how, said, control.stdout)
+    return found
+
+
+def _show_layers(status: dict[str, Any]) -> bool:
+    good = True
+    for workload in status["workloads"]:
+        layers(workload["id"], workload["layers"])
+        good = good and workload["state"] == "running" and bool(workload["layers"])
+        good = good and all(layer["verdict"] != "FAIL" for layer in workload["layers"])
+    return good
+
+
+def _written(host: Host) -> dict[str, bytes]:
+    """Every log and audit file, by name; root reads the bytes and looks at none of them."""
+    state = Path(host.paths.state)
+    return {
+        str(path.relative_to(state)): path.read_bytes()
+        for folder in ("logs", "audit")
+        for path in sorted((state / folder).iterdir())
+    }
+
+
+def _environments(status: dict[str, Any]) -> dict[str, bytes]:
+    return {
+        workload["id"]: Path(f"/proc/{workload['pid']}/environ").read_bytes()
+        for workload in status["workloads"]
+        if workload["pid"]
+    }
+
+
+def _pid_of(status: dict[str, Any], workload: str) -> int:
+    return next(int(each["pid"]) for each in status["workloads"] if each["id"] == workload)
+
+
+def _socket_inside(pid: int) -> socket.socket:
+    """An unconnected TCP socket that belongs to the network namespace of `pid`."""
+    home, there = (
+        os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in ("self", pid)
+    )
+    try:
+        syscalls.setns(there, syscalls.CLONE_NEWNET)
+        try:
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        finally:
+            syscalls.setns(home, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(home)
+        os.close(there)
+
+
+def _as_nobody(job: Callable[[], bool]) -> bool:
+    """Run `job` in a child without any privilege; whether it found everything as it should be."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            become_nobody()
+            code = 0 if job() else 1
+        except BaseException as error:
+            terminal.complain(f"{type(error).__name__}: {error}")
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
