@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watchrig import PROBES, PYTHON, UID, Cgroups, Host, quiet, registered, run_in, start, until
+from watchrig import (
+    PROBES,
+    PYTHON,
+    READER_UID,
+    Cgroups,
+    Host,
+    quiet,
+    registered,
+    run_in,
+    start,
+    until,
+)
 
 from probes import bpf, layout
 from probes.events import Kind, Notice, Verdict, from_wire
@@ -34,7 +45,7 @@ class Reading:
         fds = watch.fds_for_reader()
         fds["audit"] = os.open(audit, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         fds["control"] = theirs.detach()
-        command = ["setpriv", f"--reuid={UID + 1}", f"--regid={UID + 1}", "--clear-groups"]
+        command = ["setpriv", f"--reuid={READER_UID}", f"--regid={READER_UID}", "--clear-groups"]
         command += ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
         self.process = start([*command, PYTHON, "-I", "-S", str(PROBES), "read"], fds)
         for fd in fds.values():
@@ -214,7 +225,7 @@ for name in ("rules", "slots", "counters", "ring", "link_on_enter"):
 """
     command = ["nsenter", "-t", str(host.holder), "-m", "setpriv", "--clear-groups"]
     outcome = {}
-    for uid, caps in ((UID + 1, "--bounding-set=-all"), (0, "--bounding-set=+all")):
+    for uid, caps in ((READER_UID, "--bounding-set=-all"), (0, "--bounding-set=+all")):
         result = subprocess.run(
             [*command, f"--reuid={uid}", f"--regid={uid}", caps, PYTHON, "-I", "-c", code],
             capture_output=True,
@@ -222,5 +233,5 @@ for name in ("rules", "slots", "counters", "ring", "link_on_enter"):
             check=False,
         )
         outcome[uid] = (result.returncode, result.stderr.strip())
-    assert outcome[UID + 1] == (0, "")
+    assert outcome[READER_UID] == (0, "")
     assert outcome[0] == (1, "rules")  # control: root can

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -32,7 +33,8 @@ UNIFIED = next(
     if line.split()[2] == "cgroup2"
 )
 LEVEL = 2
-UID = 61234
+READER_UID = 61000
+_uids = itertools.count(61001 + os.getpid() % 4096 * 64)  # every host's loader has its own
 
 _SETUP = """
 set -e
@@ -56,10 +58,20 @@ class Host:
     def __init__(self, with_headers: bool = True) -> None:
         self._dir = Path(tempfile.mkdtemp(prefix="watch-", dir="/tmp"))
         self._dir.chmod(0o755)
+        self.uid = next(_uids)
         found = headers.newest()
         links = [found.build, found.source] if with_headers else ["", ""]
         self._holder = subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", _SETUP.format(uid=UID), "sh", str(self._dir), *links],
+            [
+                "unshare",
+                "-m",
+                "sh",
+                "-c",
+                _SETUP.format(uid=self.uid),
+                "sh",
+                str(self._dir),
+                *links,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -82,7 +94,6 @@ class Host:
         denials: bool = False,
         pins: Path | None = None,
         capabilities: str = "+bpf,+perfmon",
-        uid: int = UID,
     ) -> tuple[subprocess.Popen[bytes], int]:
         """Start the loader as the supervisor does; returns it and the `result` pipe's read end."""
         body = {
@@ -94,8 +105,8 @@ class Host:
         os.write(config, json.dumps(body).encode())
         read, write = os.pipe()
         caps = f"-all,{capabilities}" if capabilities else "-all"
-        command = ["nsenter", "-t", str(self._holder.pid), "-m", "setpriv", f"--reuid={uid}"]
-        command += [f"--regid={uid}", "--clear-groups", f"--inh-caps={caps}"]
+        command = ["nsenter", "-t", str(self._holder.pid), "-m", "setpriv", f"--reuid={self.uid}"]
+        command += [f"--regid={self.uid}", "--clear-groups", f"--inh-caps={caps}"]
         command += [f"--ambient-caps={caps}", f"--bounding-set={caps}", "--no-new-privs"]
         loader = start(
             [*command, PYTHON, "-I", str(PROBES), "load"],
