@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from policy_rig import (
+    HOST,
+    POLICIES,
+    compiled,
+    context,
+    mistakes,
+    shipped,
+    with_change,
+)
 
 from sandbox.plan import Bind, Device, Symlink, Tmpfs
-from supervisor.host import Host, Upstream, load_host
-from supervisor.policy.calls import verdict
+from supervisor.host import Upstream
 from supervisor.policy.compile import compile_policies, with_words
-from supervisor.policy.constants import CONSTANTS
-from supervisor.policy.context import Context, allot_ids, newest_headers
-from supervisor.policy.digest import check_versions, policy_digest
+from supervisor.policy.context import allot_ids, newest_headers
 from supervisor.policy.errors import PolicyError, PolicyErrors
 from supervisor.policy.files import state_directory
-from supervisor.policy.groups import load_groups
-from supervisor.policy.lint import neutral_context
-from supervisor.policy.model import Policy
-from supervisor.policy.parse import load_directory, parse_policy
-from supervisor.policy.plans import CompiledPolicy
 from supervisor.policy.wiring import broker_targets, egress_config, ingress_config
-
-SHIPPED = Path(__file__).parents[3] / "policies"
-HOST = load_host(SHIPPED / "hosts" / "demo.toml")
-POLICIES = load_directory(SHIPPED)[0]
-GROUPS, BASELINE, _ = load_groups(SHIPPED / "groups")
-TODAY = date(2026, 12, 1)
-ARGUMENTS = sorted({*range(64), *CONSTANTS.values(), 2**31, 2**32 + 2, 0x3D0F00})
-
-
-def context(policies: list[Policy] = POLICIES, today: date = TODAY) -> Context:
-    assert BASELINE is not None
-    return neutral_context(policies, HOST, GROUPS, BASELINE, today)
-
-
-def compiled(policies: list[Policy] = POLICIES) -> dict[str, CompiledPolicy]:
-    return compile_policies(policies, HOST, context(policies))
-
-
-def mistakes(policies: list[Policy], host: Host = HOST, **facts: object) -> list[PolicyError]:
-    errors: list[PolicyError] = []
-    compile_policies(policies, host, replace(context(policies), **facts), errors)
-    return errors
-
-
-def shipped(name: str) -> Policy:
-    return next(policy for policy in POLICIES if policy.id == name)
-
-
-def changed(name: str, old: str, new: str) -> Policy:
-    file = name.replace(".", "-") + ".toml"
-    text = (SHIPPED / file).read_text()
-    assert old in text
-    policy, errors = parse_policy(text.replace(old, new, 1).encode(), file)
-    assert policy is not None, errors
-    return policy
-
-
-def with_change(name: str, old: str, new: str) -> list[Policy]:
-    return [changed(name, old, new) if p.id == name else p for p in POLICIES]
 
 
 def test_the_executor_gets_what_its_policy_says_and_no_more() -> None:
@@ -320,85 +279,3 @@ def test_the_newest_headers_are_chosen_by_number(tmp_path: Path) -> None:
     assert found is not None
     assert found.build == str(tmp_path / "linux-headers-6.1.0-10-amd64")
     assert found.source == str(tmp_path / "linux-headers-6.1.0-10-common")
-
-
-def test_an_older_version_is_refused() -> None:
-    last = {"executor.main": 2, "adapter.rest": 1}
-    assert [(e.code, e.file) for e in check_versions(POLICIES, last)] == [
-        ("version-went-back", "executor-main.toml")
-    ]
-
-
-def blocks(text: str) -> tuple[str, list[str], str]:
-    """A policy text cut into its head, its allow blocks, and the rest."""
-    head, *rules = text.split("\n[[allow]]\n")
-    last, tail = rules[-1].split("\n\n", 1)
-    return head, [*rules[:-1], last + "\n"], "\n" + tail
-
-
-@given(st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
-def test_order_and_layout_do_not_change_the_digest(random) -> None:
-    assert BASELINE is not None
-    policy = shipped("executor.main")
-    head, rules, tail = blocks((SHIPPED / policy.file).read_text())
-    random.shuffle(rules)
-    text = "\n[[allow]]\n".join([head, *rules]) + "\n# a remark\n" + tail
-    other, errors = parse_policy(text.encode(), policy.file)
-    assert other is not None, errors
-    assert policy_digest(other, GROUPS, BASELINE) == policy_digest(policy, GROUPS, BASELINE)
-
-
-def test_a_change_of_a_group_changes_the_digest() -> None:
-    assert BASELINE is not None
-    policy = shipped("adapter.rest")
-    other = {**GROUPS, "python-service/1": GROUPS["python-tool/1"]}
-    digest = policy_digest(policy, GROUPS, BASELINE)
-    assert policy_digest(policy, other, BASELINE) != digest
-    higher = dataclasses.replace(policy, version=2)
-    assert policy_digest(higher, GROUPS, BASELINE) != digest
-
-
-def authority(plan: CompiledPolicy) -> set[tuple[object, ...]]:
-    """Everything the plan lets its workload do, as comparable atoms."""
-    sandbox = plan.sandbox
-    atoms: set[tuple[object, ...]] = {("fd", name) for name in sandbox.fds}
-    for mount in sandbox.mounts:
-        if isinstance(mount, Bind):
-            atoms |= {("file", mount.target, access) for access in mount.access}
-        else:
-            atoms.add((type(mount).__name__, mount))
-    atoms |= {("capability", name) for name in sandbox.capabilities}
-    atoms |= {("group", gid) for gid in sandbox.groups}
-    atoms |= {("bind", port) for port in sandbox.tcp_bind}
-    atoms |= {("connect", port) for port in sandbox.tcp_connect}
-    atoms |= {("jit",)} if sandbox.jit else set()
-    atoms |= {("model", model["name"]) for model in (plan.egress or {"models": []})["models"]}
-    atoms |= {("route", route.protocol) for route in plan.routes}
-    for call in {rule.call for rule in sandbox.seccomp.main}:
-        tested = {t.index for r in sandbox.seccomp.refuse if r.call == call for t in r.tests}
-        for value in ARGUMENTS if tested else [0]:
-            if verdict(sandbox.seccomp, call, [value] * 6) == "allow":
-                atoms.add(("call", call, value))
-    return atoms
-
-
-@pytest.mark.parametrize("name", ["executor.main", "service.unlock", "service.probe-loader"])
-def test_removing_a_permission_never_adds_authority(name: str) -> None:
-    policy = shipped(name)
-    full = authority(compiled([policy])[name])
-    for rule in policy.allow:
-        fewer = replace(policy, allow=tuple(r for r in policy.allow if r != rule))
-        errors: list[PolicyError] = []
-        plan = compile_policies([fewer], HOST, context([fewer]), errors).get(name)
-        if plan is None:
-            assert [error.code for error in errors] == ["no-program"]
-            continue
-        assert authority(plan) < full, rule.id
-
-
-def test_an_empty_policy_can_do_nothing() -> None:
-    policy = replace(shipped("service.swtpm"), allow=())
-    errors: list[PolicyError] = []
-    compile_policies([policy], HOST, context([policy]), errors)
-    assert [error.code for error in errors] == ["no-program"]
