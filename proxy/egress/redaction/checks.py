@@ -19,7 +19,7 @@ _IBAN = {
     "MC": 27, "MT": 31, "NL": 18, "NO": 15, "PL": 28, "PT": 25, "RO": 24, "SA": 24, "SE": 24,
     "SI": 19, "SK": 24, "SM": 27, "TR": 26,
 }  # fmt: skip
-_HARMLESS = ("[REDACTED:", "anchorhold-placeholder-")
+_OURS = ("[REDACTED:", "anchorhold-placeholder-")
 _SAMPLES = (
     "example",
     "changeme",
@@ -40,10 +40,13 @@ def entropy(text: str) -> float:
     return -sum(n / size * math.log2(n / size) for n in Counter(text).values()) if size else 0.0
 
 
-def harmless(value: str) -> bool:
-    """True for our own placeholders and for one letter over and over, as samples have it."""
-    if any(mark in value for mark in _HARMLESS):
-        return True
+def ours(value: str) -> bool:
+    """True for what was masked already, and for our own placeholders."""
+    return any(mark in value for mark in _OURS)
+
+
+def monotonous(value: str) -> bool:
+    """True for one letter over and over, as samples have it."""
     return len(set(value[-16:])) <= 2 and not value[-1].isdigit()
 
 

@@ -8,7 +8,7 @@ import hyperscan
 
 from proxy.errors import ProxyError
 
-from .checks import entropy, harmless
+from .checks import entropy, monotonous, ours
 from .rules import Rule, RuleBook, RulesInvalid
 
 WINDOW = 400  # characters looked at on both sides of a hit
@@ -101,7 +101,9 @@ def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
             if not any(word in near for word in rule.keywords):
                 continue
         value = match[group]
-        if harmless(value) or (rule.entropy and entropy(value) < rule.entropy):
+        if ours(value):
+            continue
+        if rule.entropy and (monotonous(value) or entropy(value) < rule.entropy):
             continue
         size = rule.check(value) if rule.check else len(value)
         if size:
