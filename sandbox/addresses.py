@@ -9,15 +9,17 @@ SSRF). The table is the IANA special-purpose registries (RFC 6890 and its update
 from __future__ import annotations
 
 import socket
-from typing import NamedTuple
 
 
-class Network(NamedTuple):
+class Network:
     """A CIDR: `family` AF_INET or AF_INET6, `value` the network as integer, `bits` its prefix."""
 
-    family: int
-    value: int
-    bits: int
+    __slots__ = ("bits", "family", "value")
+
+    def __init__(self, family: int, value: int, bits: int) -> None:
+        self.family = family
+        self.value = value
+        self.bits = bits
 
     def holds(self, family: int, packed: bytes) -> bool:
         """True when the address (4 or 16 bytes, network order) lies in this network."""

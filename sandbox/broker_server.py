@@ -17,13 +17,16 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
 from sandbox import addresses, resolver, syscalls
+from sandbox.broker_target import TARGET_MAX, Target, port, text
+
+TYPE_CHECKING = False  # known to type checkers; the typing module would be 0.7 MB here
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 HEADER = struct.Struct("!IB")
 OP_DIAL = 1
-TARGET_MAX = 200
 OK, NOT_ALLOWED, UNKNOWN, RESOLVE_FAILED, REFUSED, CONNECT_FAILED = range(6)
 
 PIN_TIME = 300.0  # seconds for which the answer for a name is kept
@@ -41,23 +44,8 @@ class _OrderError(Exception):
         self.code = code
 
 
-class _Target:
-    """One entry of a client's list: a workload's port, or a host with the networks it may be in."""
-
-    def __init__(self, name: str, body: dict[str, Any]) -> None:
-        if not (name.isascii() and name.isprintable() and 0 < len(name) <= TARGET_MAX):
-            raise ValueError(f"target {name!r}: 1 to {TARGET_MAX} printable ASCII characters")
-        self.workload = _text(body.pop("workload", ""), "workload")
-        self.host = _text(body.pop("host", ""), "host")
-        self.port = _port(body.pop("port", None), 1)
-        self.allowed = tuple(map(addresses.parse_network, body.pop("addresses", None) or ()))
-        if body or bool(self.workload) == bool(self.host):
-            raise ValueError(f"target {name}: workload or host, port and addresses; got {[*body]}")
-        self.literal = _literal(self.host)
-
-
 class _Client:
-    def __init__(self, name: str, sock: socket.socket, targets: dict[str, _Target]) -> None:
+    def __init__(self, name: str, sock: socket.socket, targets: dict[str, Target]) -> None:
         self.name = name
         self.sock = sock
         self.targets = targets
@@ -72,7 +60,7 @@ class _Lookup:
         self.host = host
         self.sock = sock
         self.deadline = time.monotonic() + _LOOKUP_TIME
-        self.waiters: list[tuple[_Client, int, _Target]] = []
+        self.waiters: list[tuple[_Client, int, Target]] = []
 
 
 class _Pin:
@@ -157,13 +145,13 @@ class Server:
         """One order. Descriptors in `fds` are closed by the caller: what is kept is duplicated."""
         match order["op"], len(fds):
             case "register", 1:
-                self._register(_text(order["workload"], "workload"), fds[0])
+                self._register(text(order["workload"], "workload"), fds[0])
             case "unregister", 0:
                 self._unregister(order["workload"])
             case "listen", 0:
-                return self._listen(order["workload"], _port(order["port"], _PORT_MIN))
+                return self._listen(order["workload"], port(order["port"], _PORT_MIN))
             case "client", 1:
-                self._add_client(_text(order["name"], "name"), order["targets"], fds[0])
+                self._add_client(text(order["name"], "name"), order["targets"], fds[0])
             case "drop-client", 0:
                 client = self._clients.get(order["name"])
                 if client:
@@ -203,7 +191,7 @@ class Server:
         return made
 
     def _add_client(self, name: str, raw: dict[str, dict[str, Any]], fd: int) -> None:
-        targets = {target: _Target(target, dict(body)) for target, body in raw.items()}
+        targets = {target: Target(target, dict(body)) for target, body in raw.items()}
         sock = socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
             sock.close()
@@ -262,7 +250,7 @@ class Server:
         else:
             self._dial_host(client, number, target)
 
-    def _dial_workload(self, client: _Client, number: int, target: _Target) -> None:
+    def _dial_workload(self, client: _Client, number: int, target: Target) -> None:
         netns = self._netns.get(target.workload)
         if netns is None:
             self._reply(client, number, UNKNOWN, "workload is down")
@@ -280,7 +268,7 @@ class Server:
             made.close()
             self._reply(client, number, CONNECT_FAILED, _name(failure))
 
-    def _dial_host(self, client: _Client, number: int, target: _Target) -> None:
+    def _dial_host(self, client: _Client, number: int, target: Target) -> None:
         if target.literal:
             self._dial_addresses(client, number, target, [target.literal])
             return
@@ -301,23 +289,23 @@ class Server:
         lookup.waiters.append((client, number, target))
 
     def _dial_addresses(
-        self, client: _Client, number: int, target: _Target, found: list[tuple[int, bytes]]
+        self, client: _Client, number: int, target: Target, found: list[tuple[int, bytes]]
     ) -> None:
         """Start a connect to the first address that is allowed and takes it."""
         status, reason = RESOLVE_FAILED, "the name has no address"
         for family, packed in found:
-            text = socket.inet_ntop(family, packed)
+            address = socket.inet_ntop(family, packed)
             why = addresses.refusal(family, packed, target.allowed)
             if why:
                 if status != CONNECT_FAILED:
-                    status, reason = REFUSED, f"{text} is {why}"
+                    status, reason = REFUSED, f"{address} is {why}"
                 continue
             try:
                 made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             except OSError as error:  # no IPv6 here, or no descriptor left
                 status, reason = CONNECT_FAILED, _name(error.errno)
                 continue
-            failure = made.connect_ex((text, target.port))
+            failure = made.connect_ex((address, target.port))
             if failure in (0, errno.EINPROGRESS):
                 self._send(client, HEADER.pack(number, OK), made)
                 return
@@ -413,27 +401,6 @@ class Server:
                 syscalls.setns(self._home, syscalls.CLONE_NEWNET)
             except OSError:
                 os._exit(72)  # one more socket made here would be in the wrong namespace
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str) or not value.isascii() or len(value) > 253:
-        raise ValueError(f"{what} must be ASCII text of at most 253 characters")
-    return value
-
-
-def _port(value: object, least: int) -> int:
-    if type(value) is not int or not least <= value <= 65535:
-        raise ValueError(f"port must be a whole number from {least} to 65535")
-    return value
-
-
-def _literal(host: str) -> tuple[int, bytes] | None:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            return int(family), socket.inet_pton(family, host)
-        except OSError:
-            continue
-    return None
 
 
 def _name(code: int | None) -> str:

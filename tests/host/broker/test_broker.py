@@ -262,6 +262,35 @@ def test_broker_ends_without_its_resolver(handle, dialler):
         client.receive()
 
 
+def test_broker_that_cannot_lock_down_says_why_and_is_gone():
+    started = broker.fork()
+    with pytest.raises(broker.BrokerError) as raised:
+        started.lock_down(-1000)
+    assert raised.value.code == "broker_start"
+    assert wait_gone(started.pid)
+
+
+def test_without_a_resolver_literals_work_and_names_do_not(room):
+    server = socket.create_server(("127.0.0.1", 0))
+    handle = broker.start(1879050990, resolver_uid=None)
+    assert children_of(handle.pid) == []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    common = {"port": server.getsockname()[1], "addresses": ["127.0.0.0/8"]}
+    targets = {"a": {"host": "127.0.0.1", **common}, "b": {"host": "localhost", **common}}
+    handle.client("egress", targets, theirs)
+    answers = []
+    for name in (b"a", b"b"):
+        ours.send(struct.pack("!IB", 1, 1) + name)
+        raw, fds, _flags, _address = socket.recv_fds(ours, 300, 1)
+        answers.append((raw[4], len(fds)))
+        for fd in fds:
+            os.close(fd)
+    assert answers == [(0, 1), (3, 0)]
+    for sock in (ours, theirs, server):
+        sock.close()
+    handle.close()
+
+
 def test_closed_control_socket_ends_the_broker():
     started = broker.start(1879050990)
     (resolver,) = children_of(started.pid)

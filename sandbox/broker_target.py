@@ -1,0 +1,51 @@
+"""What a broker's client may dial, as the supervisor declares it; checked although it is trusted."""
+
+from __future__ import annotations
+
+import socket
+
+from sandbox import addresses
+
+TYPE_CHECKING = False  # known to type checkers; the typing module would be 0.7 MB here
+if TYPE_CHECKING:
+    from typing import Any
+
+TARGET_MAX = 200
+
+
+class Target:
+    """One entry of a client's list: a workload's port, or a host with the networks it may be in."""
+
+    def __init__(self, name: str, body: dict[str, Any]) -> None:
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= TARGET_MAX):
+            raise ValueError(f"target {name!r}: 1 to {TARGET_MAX} printable ASCII characters")
+        self.workload = text(body.pop("workload", ""), "workload")
+        self.host = text(body.pop("host", ""), "host")
+        self.port = port(body.pop("port", None), 1)
+        self.allowed = tuple(map(addresses.parse_network, body.pop("addresses", None) or ()))
+        if body or bool(self.workload) == bool(self.host):
+            raise ValueError(f"target {name}: workload or host, port and addresses; got {[*body]}")
+        self.literal = _literal(self.host)
+
+
+def text(value: object, what: str) -> str:
+    """`value` if it is a short ASCII name, else ValueError naming `what`."""
+    if not isinstance(value, str) or not value.isascii() or len(value) > 253:
+        raise ValueError(f"{what} must be ASCII text of at most 253 characters")
+    return value
+
+
+def port(value: object, least: int) -> int:
+    """`value` if it is a port number, else ValueError."""
+    if type(value) is not int or not least <= value <= 65535:
+        raise ValueError(f"port must be a whole number from {least} to 65535")
+    return value
+
+
+def _literal(host: str) -> tuple[int, bytes] | None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return int(family), socket.inet_pton(family, host)
+        except OSError:
+            continue
+    return None
