@@ -54,6 +54,7 @@ BESIDES_ROOT = {
     "probes.load": {"bcc"},
     "supervisor.vault": {"cryptography", "tpm2_pytss"},
     "supervisor.cli": {"rich"},
+    "supervisor.demo": {"rich"},
 }
 # These choose one program by its name: what they import inside functions or branches is judged by
 # itself, and is not loaded by whoever imports them.
