@@ -153,7 +153,7 @@ class Reader:
             if verb != "workload" or type(message["id"]) is not str:
                 return False
             if len(self._names) >= WORKLOADS_MAX and cgroup not in self._names:
-                return False
+                self._names.pop(next(iter(self._names)))  # the oldest: a restart has a new id
             self._names[cgroup] = message["id"][:128]
         except (ValueError, TypeError, KeyError, RecursionError):
             return False

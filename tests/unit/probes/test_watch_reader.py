@@ -27,7 +27,7 @@ from probes.events import (
     from_wire,
     to_wire,
 )
-from probes.read import Reader, record
+from probes.read import WORKLOADS_MAX, Reader, record
 from probes.ring import CounterPage, Ring
 
 PAGE, SIZE = 4096, 8192
@@ -188,6 +188,21 @@ def test_registrations_name_the_records_until_forgotten(
     assert names == ["a.b", ""]
     ours.close()
     assert not reader.hear()
+
+
+def test_names_are_bounded_and_the_oldest_goes_first(
+    parts: tuple[Reader, FakeRing, socket.socket, Path],
+) -> None:
+    reader, fake, ours, path = parts
+    for cgroup in (77, *range(1000, 1000 + WORKLOADS_MAX)):
+        ours.send(json.dumps({"op": "workload", "cgroup": cgroup, "id": f"w{cgroup}"}).encode())
+        assert reader.hear()
+    assert reader.garbage == 0
+    for cgroup in (77, 999 + WORKLOADS_MAX):
+        fake.put(encode(EVENT._replace(cgroup=cgroup)))
+    reader.drain()
+    names = [json.loads(line)["workload"] for line in (path / "audit").read_text().splitlines()]
+    assert names == ["", f"w{999 + WORKLOADS_MAX}"]
 
 
 def test_growing_counters_are_told_once(
