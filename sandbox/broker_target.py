@@ -1,4 +1,4 @@
-"""What a broker's client may dial, as the supervisor declares it; checked although it is trusted."""
+"""What a client of the broker may dial, as the supervisor declares it; checked all the same."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import socket
 import struct
 import time
-from types import TracebackType
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _HEAD_MAX, _BODY_MAX, _MESSAGE_MAX = 16 << 10, 64 << 10, 8 << 20
@@ -36,7 +36,7 @@ class WebSocket:
         self._socket = socket.create_connection((host, port), wait)
         self._file = self._socket.makefile("rb")
         try:
-            self._shake_hands(f"{host}:{port}", path, token)
+            self._shake_hands(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", path, token)
         except BaseException:
             self._socket.close()
             raise
@@ -44,16 +44,9 @@ class WebSocket:
     def __enter__(self) -> WebSocket:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        try:
+    def __exit__(self, *_error: object) -> None:
+        with contextlib.suppress(OSError), self._socket:  # the other side may have closed first
             self._frame(_CLOSE, struct.pack("!H", 1000))
-        except OSError:
-            pass  # the other side closed first
-        finally:
-            self._socket.close()
 
     def send(self, text: str) -> None:
         """Send one message."""
@@ -88,19 +81,18 @@ class WebSocket:
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key.decode()}\r\n"
             f"Authorization: Bearer {token}\r\n\r\n".encode("ascii")
         )
-        lines, size = [], 0
+        lines: list[str] = []
         while (line := self._file.readline(_HEAD_MAX)).rstrip(b"\r\n"):
             lines.append(line.decode("latin-1").rstrip("\r\n"))
-            size += len(line)
-            if size > _HEAD_MAX:
+            if sum(map(len, lines)) > _HEAD_MAX:
                 raise WebSocketError("header too long")
         words = lines[0].split() if lines else []
-        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
+        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdecimal():
             raise WebSocketError("no HTTP answer")
         fields = {n.strip().lower(): v.strip() for n, _, v in (x.partition(":") for x in lines[1:])}
         if words[1] != "101":
             length = fields.get("content-length", "")
-            body = self._file.read(min(int(length), _BODY_MAX)) if length.isdigit() else b""
+            body = self._file.read(min(int(length), _BODY_MAX)) if length.isdecimal() else b""
             raise HandshakeRefused(int(words[1]), body)
         # SHA-1 proves that the server speaks WebSocket; it protects nothing (RFC 6455, 1.3).
         proof = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
