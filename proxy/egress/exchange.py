@@ -27,6 +27,7 @@ from .sse import StreamInvalid
 from .upstream import Upstreams
 
 BODY_TIME = 30.0
+_WATCH_AFTER = 0.05
 _MARK = "anchorhold-placeholder-"
 _REQUEST_ID = re.compile(rb"[0-9a-f]{16}")
 
@@ -49,6 +50,42 @@ class ClientGone(Exception):
     """The workload closed its connection; nothing is left to answer."""
 
 
+class _Watch:
+    """Cancels the task that made it when the client goes; begins only where an answer takes long.
+
+    An answer that comes at once needs no watching, and is spared the cost of a second task.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._owner = asyncio.current_task()
+        self._gone = False
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        if self._owner is not None:
+            self._owner.cancel()
+
+    def took_effect(self) -> bool:
+        """True in the owner when it was this watch that cancelled it."""
+        if self._gone and self._owner is not None:
+            self._owner.uncancel()
+        return self._gone
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+
 class Exchange:
     """One request of one workload. `run` answers it and writes its audit records, whatever happens.
 
@@ -69,6 +106,7 @@ class Exchange:
         self.status = 0
         self.stream = False
         self.started = False
+        self.whole = False  # the body was read to its end
         self.size_in = self.size_out = 0
         self.header_keys = 0
         self.usage: dict[str, Any] | None = None
@@ -103,7 +141,8 @@ class Exchange:
         if self.started:
             await reply.send_stream_error(send, refusal)
         else:
-            await reply.send_refusal(send, refusal, self.id)
+            unread = None if self.whole else receive
+            await reply.send_refusal(send, refusal, self.id, unread)
 
     async def _complete(self, receive: Receive, send: Send) -> None:
         services, workload = self.services, self.workload
@@ -119,25 +158,17 @@ class Exchange:
         self.incoming = Masker(services.scanner, services.guard, self.grant.redact)
         if services.ring.locked:
             raise Refusal("vault_locked", "The vault has not been unlocked.")
-        masked = rewrite(text, self._mask_outgoing)
+        outgoing = self.outgoing
+        masked = rewrite(
+            text, self._mask_outgoing, lambda joined: _MARK in joined or outgoing.suspects(joined)
+        )
         upstream = services.config.upstreams[self.grant.upstream]
         self.record("admission", "allowed", None)
         await self._forward(upstream, masked.encode("utf-8"), receive, send)
 
     async def _forward(self, upstream: Upstream, body: bytes, receive: Receive, send: Send) -> None:
         """Send the masked body on and answer with what comes back; stop when the client goes."""
-        task = asyncio.current_task()
-        gone = False
-
-        async def watch() -> None:
-            nonlocal gone
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            gone = True
-            if task is not None:
-                task.cancel()
-
-        watcher = asyncio.create_task(watch())
+        watch = _Watch(receive)
         try:
             response = await self.services.upstreams.post(
                 upstream, self._upstream_headers(upstream), body, self.workload.timeout
@@ -150,14 +181,11 @@ class Exchange:
                 # Cancels what the upstream still sends; a finished response went to the pool.
                 response.close() if not response.content.at_eof() else response.release()
         except asyncio.CancelledError:
-            if gone and task is not None:
-                task.uncancel()
+            if watch.took_effect():
                 raise ClientGone from None
             raise
         finally:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+            watch.end()
 
     def finish(self) -> None:
         """Write the outcome's record; called before the last byte of the answer is sent."""
@@ -200,9 +228,10 @@ class Exchange:
                         raise ClientGone
                     body += message.get("body", b"")
                     self.size_in = len(body)
+                    self.whole = not message.get("more_body", False)
                     if len(body) > self.workload.body_max:
                         raise authorize.too_large(self.workload)
-                    if not message.get("more_body", False):
+                    if self.whole:
                         return bytes(body)
         except TimeoutError:
             raise Refusal("body_slow", f"The body took longer than {BODY_TIME:g} s.") from None

@@ -55,7 +55,7 @@ class KeyGuard:
 
     def mask(self, text: str) -> tuple[str, int]:
         """Return `text` with every key masked, and how many were found (0: the same object)."""
-        if self._fragments is None or not self._fragments.find_matches_as_indexes(text):
+        if not self.suspects(text):
             return text, 0
         found = 0
         for name in self._owners:
@@ -65,6 +65,10 @@ class KeyGuard:
                     found += times
                     text = text.replace(form, MASK)
         return text, found
+
+    def suspects(self, text: str) -> bool:
+        """False: no form of any key is in `text`."""
+        return self._fragments is not None and bool(self._fragments.find_matches_as_indexes(text))
 
     def holds(self, text: str) -> int:
         """Return where in `text` an unfinished key may begin; len(text) when nowhere."""

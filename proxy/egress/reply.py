@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING
 
 import aiohttp
-from starlette.types import Send
+from starlette.types import Receive, Send
 
 from .config import Upstream
 from .errors import Refusal
-from .redaction.json_walk import JsonInvalid, parse, rewrite
+from .redaction.json_walk import JsonInvalid, parse
 from .redaction.scan import ScanFailed
 from .redaction.text import Masker
 from .sse import EventReader, StreamInvalid, StreamMasker
@@ -25,6 +26,7 @@ RESPONSE_MAX = 16 * 1024 * 1024
 STREAM_MAX = 64 * 1024 * 1024
 STREAM_TIMES = 10  # a stream may last this many of the workload's timeouts
 _ERROR_READ = 64 * 1024
+_DRAIN_MAX, _DRAIN_TIME = 1024 * 1024, 1.0
 _BACK = re.compile(r"retry-after|x-ratelimit-[a-z-]{1,40}|openai-processing-ms")
 _TYPE = re.compile(r"[a-z_]{1,48}")
 
@@ -61,12 +63,31 @@ async def relay(
         raise broken(upstream, error) from None
 
 
-async def send_refusal(send: Send, refusal: Refusal, request: str) -> None:
-    """Answer with an error; the connection of an unread body is closed."""
+async def send_refusal(
+    send: Send, refusal: Refusal, request: str, unread: Receive | None = None
+) -> None:
+    """Answer with an error. `unread` is where the rest of the request's body still comes from.
+
+    It is read for a moment and thrown away: closing a socket with unread data resets the
+    connection, and the client might never see the answer (RFC 9112, section 9.6).
+    """
+    if unread is not None:
+        await _drain(unread)
     headers = [(b"x-request-id", request.encode("ascii"))]
     if refusal.code in ("body_too_large", "body_slow"):
         headers.append((b"connection", b"close"))
     await _send(send, refusal.status, headers, b"application/json", refusal.body())
+
+
+async def _drain(receive: Receive) -> None:
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_TIME):
+            while size < _DRAIN_MAX:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 async def send_json(send: Send, body: bytes, request: str) -> None:
@@ -95,7 +116,7 @@ async def _json(
         raise Refusal("upstream_invalid", f"{upstream.name} sent invalid JSON.") from None
     if isinstance(document, dict) and isinstance(document.get("usage"), dict):
         exchange.usage = document["usage"]
-    masked = rewrite(text, masker.text).encode("utf-8")
+    masked = masker.document(text).encode("utf-8")
     exchange.size_out = len(masked)
     return masked
 

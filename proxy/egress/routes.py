@@ -63,7 +63,9 @@ class WorkloadApp:
         if self._active >= self._workload.concurrent:
             limit = self._workload.concurrent
             message = f"{limit} requests are under way, as many as {self._workload.file} allows."
-            await self._refuse(exchange, Refusal("too_many_requests", message), "completion", send)
+            await self._refuse(
+                exchange, Refusal("too_many_requests", message), "completion", receive, send
+            )
             return
         self._active += 1
         try:
@@ -77,7 +79,7 @@ class WorkloadApp:
             authorize.check_credential(exchange.headers, self._workload)
             authorize.check_stray(exchange.headers, self._services.placeholders)
         except Refusal as refusal:
-            await self._refuse(exchange, refusal, "models", send)
+            await self._refuse(exchange, refusal, "models", receive, send)
             return
         models = [
             {"id": grant.name, "object": "model", "created": 0, "owned_by": grant.upstream}
@@ -94,12 +96,14 @@ class WorkloadApp:
     async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self._services, self._workload, scope)
         refusal = Refusal("route_not_allowed", "This method and path are not declared.")
-        await self._refuse(exchange, refusal, "route", send)
+        await self._refuse(exchange, refusal, "route", receive, send)
 
     @staticmethod
-    async def _refuse(exchange: Exchange, refusal: Refusal, event: str, send: Send) -> None:
+    async def _refuse(
+        exchange: Exchange, refusal: Refusal, event: str, receive: Receive, send: Send
+    ) -> None:
         try:
             exchange.record(event, "refused", refusal.code)
         except AuditUnwritable:
             refusal = unrecorded()
-        await reply.send_refusal(send, refusal, exchange.id)
+        await reply.send_refusal(send, refusal, exchange.id, receive)

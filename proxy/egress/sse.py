@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .redaction.json_walk import JsonInvalid, parse, rewrite
+from .redaction.json_walk import JsonInvalid, parse
 from .redaction.stream import Channel, HoldBack
 from .redaction.text import Masker
 
@@ -165,7 +165,7 @@ class StreamMasker:
         if value is None or value is True or value is False or value == {}:
             return value
         text = json.dumps(value)
-        masked = rewrite(text, self._masker.text)
+        masked = self._masker.document(text)
         return value if masked is text else json.loads(masked)
 
     def _rest(self, index: int) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -59,12 +59,8 @@ class Scanner:
         """
         if len(text) < SHORTEST:
             return []
-        hits: list[tuple[int, int]] = []
         data = text.encode("utf-8", "surrogatepass")
-        try:
-            self._database.scan(data, match_event_handler=_collect, context=hits)
-        except hyperscan.error as error:
-            raise ScanFailed(f"hyperscan: {type(error).__name__}.") from None
+        hits = self._hits(data)
         if not hits:
             return []
         windows: dict[int, list[list[int]]] = {}
@@ -84,6 +80,19 @@ class Scanner:
             for start, end in spans:
                 found += _confirmed(rule, text, start, len(text) if rule.hold == "block" else end)
         return _disjoint(found)
+
+    def suspects(self, text: str) -> bool:
+        """False: no rule can find anything in `text` or in a part of it. Raises ScanFailed."""
+        return bool(self._hits(text.encode("utf-8", "surrogatepass")))
+
+    def _hits(self, data: bytes) -> list[tuple[int, int]]:
+        """Return (number of the rule, end in bytes) of every match."""
+        hits: list[tuple[int, int]] = []
+        try:
+            self._database.scan(data, match_event_handler=_collect, context=hits)
+        except hyperscan.error as error:
+            raise ScanFailed(f"hyperscan: {type(error).__name__}.") from None
+        return hits
 
 
 def _collect(number: int, _start: int, end: int, _flags: int, hits: object) -> None:

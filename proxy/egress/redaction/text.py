@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from proxy.egress.guard import KeyGuard
 
+from .json_walk import rewrite
 from .scan import Finding, ScanFailed, Scanner
 
 LIVE_KEY = "live-key"
@@ -55,6 +56,14 @@ class Masker:
                 return text
             text = masked
         raise ScanFailed("Masking does not come to an end.")
+
+    def document(self, text: str) -> str:
+        """Return the valid JSON document `text` with all its strings masked."""
+        return rewrite(text, self.text, self.suspects)
+
+    def suspects(self, text: str) -> bool:
+        """False: neither detector can find anything in `text`. Raises ScanFailed."""
+        return self.guard.suspects(text) or self.scanner.suspects(text)
 
     def keys(self, text: str) -> str:
         """Mask only the keys in use."""
