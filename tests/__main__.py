@@ -57,6 +57,8 @@ def obstacle(tier: Tier) -> str | None:
     """Why this tier cannot run here, with what would help; None if it can."""
     if tier.root and os.geteuid() != 0:
         return f"needs root: sudo make {tier.name}"
+    if tier.root and " - cgroup2 " not in Path("/proc/self/mountinfo").read_text():
+        return "no cgroup v2 is mounted here (a container without its own?)"
     return None
 
 
