@@ -20,7 +20,8 @@ class Target:
         if not (name.isascii() and name.isprintable() and 0 < len(name) <= TARGET_MAX):
             raise ValueError(f"target {name!r}: 1 to {TARGET_MAX} printable ASCII characters")
         self.workload = text(body.pop("workload", ""), "workload")
-        self.host = text(body.pop("host", ""), "host")
+        # A host file writes an IPv6 literal in brackets, as a URL does.
+        self.host = text(body.pop("host", ""), "host").removeprefix("[").removesuffix("]")
         self.port = port(body.pop("port", None), 1)
         self.allowed = tuple(map(addresses.parse_network, body.pop("addresses", None) or ()))
         if body or bool(self.workload) == bool(self.host):

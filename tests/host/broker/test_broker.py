@@ -181,6 +181,7 @@ def test_private_addresses_are_refused_unless_the_target_names_them(handle, dial
     port = server.getsockname()[1]
     client = dialler("egress", {
         "literal": {"host": "127.0.0.1", "port": port},
+        "bracketed": {"host": "[::1]", "port": port},
         "named": {"host": "localhost", "port": port},
         "metadata": {"host": "169.254.169.254", "port": 80},
         "mapped": {"host": "::ffff:127.0.0.1", "port": port, "addresses": ["127.0.0.0/8"]},
@@ -188,6 +189,7 @@ def test_private_addresses_are_refused_unless_the_target_names_them(handle, dial
         "explicit-name": {"host": "localhost", "port": port, "addresses": ["127.0.0.0/8"]},
     })  # fmt: skip
     assert client.dial("literal")[:2] == (4, "127.0.0.1 is loopback")
+    assert client.dial("bracketed")[:2] == (4, "::1 is loopback")
     assert client.dial("named")[0] == 4
     assert client.dial("metadata")[:2] == (4, "169.254.169.254 is metadata service")
     assert client.dial("mapped")[0] == 4
