@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -13,6 +13,39 @@ HEAD_MAX = 32 * 1024
 HEAD_TIME = 10.0
 CONNECTIONS_MAX = 256
 _TOO_LARGE = b"HTTP/1.1 431 \r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class _Joined:
+    """A transport that sends together what is written in one turn of the loop.
+
+    uvicorn writes head and body apart; each write wakes the client, which costs more than the
+    whole of the masking.
+    """
+
+    __slots__ = ("_loop", "_parts", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        if self._parts:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self._transport.write(data)
 
 
 class EgressProtocol(HttpToolsProtocol):
@@ -27,7 +60,7 @@ class EgressProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Close at once what exceeds the number of connections a workload may have."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
         if len(self.connections) > CONNECTIONS_MAX:
             transport.abort()
         else:
