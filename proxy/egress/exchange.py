@@ -154,19 +154,25 @@ class Exchange:
         text, document = _document(body)
         model, self.stream = _asked(document)
         self.grant = authorize.grant_for(model, workload, self._shown)
-        self.outgoing = Masker(services.scanner, services.guard, self.grant.redact)
-        self.incoming = Masker(services.scanner, services.guard, self.grant.redact)
+        outgoing = Masker(services.scanner, services.guard, self.grant.redact)
+        incoming = Masker(services.scanner, services.guard, self.grant.redact)
+        self.outgoing, self.incoming = outgoing, incoming
         if services.ring.locked:
             raise Refusal("vault_locked", "The vault has not been unlocked.")
-        outgoing = self.outgoing
-        masked = rewrite(
-            text, self._mask_outgoing, lambda joined: _MARK in joined or outgoing.suspects(joined)
-        )
+
+        def mask(text: str, before: str) -> str:
+            if _MARK in text and any(mark in text for mark in services.placeholders):
+                raise Refusal("credential_mismatch", "A placeholder was found in the body.")
+            return outgoing.text(text, before)
+
+        masked = rewrite(text, mask, lambda all_: _MARK in all_ or outgoing.suspects(all_))
         upstream = services.config.upstreams[self.grant.upstream]
         self.record("admission", "allowed", None)
-        await self._forward(upstream, masked.encode("utf-8"), receive, send)
+        await self._forward(upstream, masked.encode("utf-8"), incoming, receive, send)
 
-    async def _forward(self, upstream: Upstream, body: bytes, receive: Receive, send: Send) -> None:
+    async def _forward(
+        self, upstream: Upstream, body: bytes, incoming: Masker, receive: Receive, send: Send
+    ) -> None:
         """Send the masked body on and answer with what comes back; stop when the client goes."""
         watch = _Watch(receive)
         try:
@@ -174,7 +180,7 @@ class Exchange:
                 upstream, self._upstream_headers(upstream), body, self.workload.timeout
             )
             try:
-                await reply.relay(self, upstream, response, send)
+                await reply.relay(self, incoming, upstream, response, send)
             except StreamInvalid as error:
                 raise Refusal("upstream_invalid", f"{upstream.name}: {error}.") from None
             finally:
@@ -194,12 +200,6 @@ class Exchange:
     def _shown(self, text: str) -> str:
         """Return `text` from the request as it may stand in an error."""
         return Masker(self.services.scanner, self.services.guard, "strict").text(text[:80])
-
-    def _mask_outgoing(self, text: str, before: str) -> str:
-        if _MARK in text and any(mark in text for mark in self.services.placeholders):
-            raise Refusal("credential_mismatch", "A placeholder was found in the body.")
-        assert self.outgoing is not None  # noqa: S101  # set before the first string is masked
-        return self.outgoing.text(text, before)
 
     def _upstream_headers(self, upstream: Upstream) -> dict[str, str]:
         """Everything is ours; the key is read here, as late as possible, and kept nowhere."""

@@ -32,11 +32,13 @@ _TYPE = re.compile(r"[a-z_]{1,48}")
 
 
 async def relay(
-    exchange: Exchange, upstream: Upstream, response: aiohttp.ClientResponse, send: Send
+    exchange: Exchange,
+    masker: Masker,
+    upstream: Upstream,
+    response: aiohttp.ClientResponse,
+    send: Send,
 ) -> None:
     """Answer with the upstream's response. Raises Refusal, StreamInvalid, ScanFailed."""
-    masker = exchange.incoming
-    assert masker is not None  # noqa: S101  # set before anything is sent
     if 300 <= response.status < 400:
         raise Refusal("redirect_refused", f"{upstream.name} answered with a redirect.")
     headers = _headers(response, masker)
@@ -51,7 +53,7 @@ async def relay(
         # The type decides, not what was asked for: no stream slips through as JSON.
         if kind == "text/event-stream":
             async with asyncio.timeout(exchange.workload.timeout * STREAM_TIMES):
-                await _stream(exchange, upstream, response, headers, send)
+                await _stream(exchange, masker, upstream, response, headers, send)
         elif kind == "application/json":
             async with asyncio.timeout(exchange.workload.timeout):
                 body = await _json(exchange, upstream, response, masker)
@@ -123,13 +125,13 @@ async def _json(
 
 async def _stream(
     exchange: Exchange,
+    incoming: Masker,
     upstream: Upstream,
     response: aiohttp.ClientResponse,
     headers: list[tuple[bytes, bytes]],
     send: Send,
 ) -> None:
-    assert exchange.incoming is not None  # noqa: S101  # set before anything is sent
-    masker = StreamMasker(exchange.incoming, exchange.services.hold)
+    masker = StreamMasker(incoming, exchange.services.hold)
     reader = EventReader()
     headers += [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
     start = {"type": "http.response.start", "status": response.status, "headers": headers}

@@ -19,7 +19,7 @@ _ID = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _LEFT = {"word": r"(?<![A-Za-z0-9_])", "digit": r"(?<![\d.])", "none": ""}
 _RIGHT = {
     "word": r"(?![A-Za-z0-9_])",
-    "token": r"(?![A-Za-z0-9_-])",
+    "token": r"(?![A-Za-z0-9_-])",  # nosec B105  # an expression, no password
     "digit": r"(?!\d)",
     "none": "",
 }

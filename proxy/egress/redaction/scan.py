@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import hyperscan
 
@@ -96,8 +96,7 @@ class Scanner:
 
 
 def _collect(number: int, _start: int, end: int, _flags: int, hits: object) -> None:
-    assert isinstance(hits, list)  # noqa: S101  # the context handed to scan()
-    hits.append((number, end))
+    cast("list[tuple[int, int]]", hits).append((number, end))
 
 
 def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
