@@ -22,8 +22,9 @@ class Channels:
 
     def __init__(self, directory: Path, compiled: Mapping[str, CompiledPolicy]) -> None:
         """Make every socket, owned by its client alone. Raises OSError."""
+        self._directory = directory
         self._listening: dict[tuple[str, str], socket.socket] = {}
-        shutil.rmtree(directory, ignore_errors=True)  # sockets of an earlier run
+        shutil.rmtree(directory, ignore_errors=True)  # sockets of a run that was killed
         for server in compiled.values():
             for channel in server.channels:
                 if channel.role == "server" and channel.client in compiled:
@@ -34,6 +35,13 @@ class Channels:
     def server_end(self, server: str, client: str) -> int:
         """The descriptor on which `server` accepts `client`. KeyError: no such client runs here."""
         return self._listening[server, client].fileno()
+
+    def close(self) -> None:
+        """Close and remove every socket."""
+        for listening in self._listening.values():
+            listening.close()
+        self._listening.clear()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def _listen(path: Path, uid: int, gid: int) -> socket.socket:

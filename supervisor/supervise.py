@@ -63,9 +63,10 @@ class Supervisor:
         self.slice = Slice(find_mount() / self.run_directory.name)
         self.launcher = Launcher(zygote, self.run_directory / "stage")
         self.watching = Watching(self.run_directory / "bpf", self.slice, self._noticed)
+        self.channels = Channels(self.run_directory / "channel", self.compiled)
         self.outfitter = Outfitter(
             self.state,
-            Channels(self.run_directory / "channel", self.compiled),
+            self.channels,
             broker,
             _listen(host.listen),
             _targets(self.compiled, host),
@@ -126,6 +127,7 @@ class Supervisor:
                 await self.lifecycle.stop(workload)
         self.watching.detach_reader()
         self.slice.remove()
+        self.channels.close()
         self.record("stop", "supervisor", "allowed")
 
     async def _start(self, id_: str) -> None:
