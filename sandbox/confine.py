@@ -11,17 +11,14 @@ from __future__ import annotations
 import ctypes
 import marshal
 import os
+import resource
 import select
-import signal
-import struct
 
 from sandbox import credentials, landlock, mounts, syscalls
 from sandbox.job import Job
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_RLIMIT_FSIZE, _RLIMIT_CORE, _RLIMIT_NOFILE, _RLIMIT_MEMLOCK = 1, 4, 7, 8
-_RLIMIT_MSGQUEUE, _RLIMIT_NICE, _RLIMIT_RTPRIO = 12, 13, 14
 _F_DUPFD_CLOEXEC = 1030
 _NAMESPACE_LIMITS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
 
@@ -54,11 +51,11 @@ class Sync:
             os._exit(125)
 
 
-def run_child(job: Job, fds: list[int], sync_fd: int) -> None:
+def run_child(job: Job, fds: list[int], network: int, sync_fd: int) -> None:
     """Confine and execute; never returns. A failure is reported as b"E" step NUL reason."""
     sync = Sync(sync_fd)
     try:
-        confine(job, fds, sync)
+        confine(job, fds, network, sync)
     except BaseException as error:
         try:
             os.write(sync.fd, f"E{sync.step}\0{type(error).__name__}: {error}".encode()[:1024])
@@ -66,34 +63,37 @@ def run_child(job: Job, fds: list[int], sync_fd: int) -> None:
             os._exit(126)
 
 
-def confine(job: Job, fds: list[int], sync: Sync) -> None:
-    """The steps. `fds`: stdin (or -1 for /dev/null), stdout, stderr, then the workload's own."""
+def confine(job: Job, fds: list[int], network: int, sync: Sync) -> None:
+    """The steps. `fds`: stdin (or -1 for /dev/null), stdout, stderr, then the workload's own.
+
+    `network`: a network namespace that was never used, with nothing in it but a live `lo`.
+    """
     at = sync.at
 
     at("die with the parent")
     credentials.die_with_parent()
     sync.check_parent()
 
-    at("signals and session")
-    # CLONE_CLEAR_SIGHAND keeps SIG_IGN, and Python ignores SIGPIPE and SIGXFSZ.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.setsid()  # no controlling terminal (CVE-2017-5226)
+    at("process group and keyring")
+    # The zygote's session has no terminal, and who does not lead a session can never get one
+    # (CVE-2017-5226). A session of its own would cost 1-3 ms: the scheduler makes a group for it.
+    os.setpgid(0, 0)
     syscalls.join_session_keyring()
 
-    at("cgroup namespace, host name, loopback")
+    at("cgroup namespace, host name, network")
     syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # its root is the leaf: host paths stay hidden
     syscalls.sethostname(job.hostname)
-    _loopback_up()
+    syscalls.setns(network, syscalls.CLONE_NEWNET)
 
     at("resource limits")
     _write("/proc/self/oom_score_adj", "500")
     _write("/proc/self/coredump_filter", "0")
     # Per pid namespace; Landlock and noexec mounts do not see memfds. Absent before Linux 6.3.
     _write("/proc/sys/vm/memfd_noexec", "2", missing_ok=True)
-    for resource, bound in job.rlimits:
-        syscalls.setrlimit(resource, bound)
+    for limit, wanted in job.rlimits:
+        _, hard = resource.getrlimit(limit)
+        bound = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(limit, (bound, bound))  # only ever lowered
 
     at("mount propagation")
     syscalls.mount("", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
@@ -206,19 +206,6 @@ def _dup_above(fd: int, minimum: int) -> int:
     return copy
 
 
-def _loopback_up() -> None:
-    """SIOCSIFFLAGS IFF_UP on `lo`, the only link this namespace will ever have. netdevice(7)."""
-    fd: int = _libc.socket(2, 2 | os.O_CLOEXEC, 0)
-    if fd == -1:
-        raise OSError(ctypes.get_errno(), "socket", "lo")
-    request = ctypes.create_string_buffer(struct.pack("=16sH22x", b"lo", 0x1 | 0x40), 40)
-    result: int = _libc.ioctl(fd, ctypes.c_ulong(0x8914), request)
-    code = ctypes.get_errno()
-    os.close(fd)
-    if result == -1:
-        raise OSError(code, os.strerror(code), "lo")
-
-
 def _write(path: str, value: str, directory: int | None = None, missing_ok: bool = False) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
@@ -233,13 +220,13 @@ def _write(path: str, value: str, directory: int | None = None, missing_ok: bool
 
 
 def rlimits(nofile: int, fsize: int, memlock: int) -> list[tuple[int, int]]:
-    """The hard limits as (resource, bound); soft equals hard. Limits are only ever lowered."""
+    """The limits as (resource, bound); soft equals hard."""
     return [
-        (_RLIMIT_CORE, 0),
-        (_RLIMIT_FSIZE, fsize),
-        (_RLIMIT_NOFILE, nofile),
-        (_RLIMIT_MEMLOCK, memlock),
-        (_RLIMIT_MSGQUEUE, 0),
-        (_RLIMIT_NICE, 0),
-        (_RLIMIT_RTPRIO, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, fsize),
+        (resource.RLIMIT_NOFILE, nofile),
+        (resource.RLIMIT_MEMLOCK, memlock),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_NICE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
     ]

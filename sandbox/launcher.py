@@ -48,7 +48,7 @@ class Launcher:
         self._stage = stage
         self._abi = syscalls.landlock_abi()
         self._last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-        self._jobs: dict[SandboxPlan, int] = {}
+        self._jobs: dict[int, tuple[SandboxPlan, int]] = {}
         self._number = 0
         self._pending: dict[int, asyncio.Future[tuple[int, dict[str, Any], list[int]]]] = {}
         self._releasing: dict[int, asyncio.Future[None]] = {}
@@ -66,7 +66,8 @@ class Launcher:
         `stdio`: descriptors of stdin (-1: /dev/null), stdout and stderr; `fds` by name, in the
         order of `plan.fds`. Raises LaunchFailed with the step.
         """
-        job = self.prepare(plan)
+        kept = self._jobs.get(id(plan))
+        job = kept[1] if kept else self._pack(plan)
         self._number += 1
         number = self._number
         cgroup = leaf.open()
@@ -80,6 +81,8 @@ class Launcher:
         finally:
             self._pending.pop(number, None)
             os.close(cgroup)
+            if not kept:
+                os.close(job)
         pidfd, netns = received
         exited = self._exits.setdefault(pid, self._loop.create_future())
         return Running(plan, leaf, pid, pidfd, netns, report, exited)
@@ -97,14 +100,16 @@ class Launcher:
         """Kill a workload that was never released."""
         self._control.send(marshal.dumps(("abort", running.pid)))
 
-    def prepare(self, plan: SandboxPlan) -> int:
-        """Compile `plan` into a sealed memfd, once; its descriptor."""
-        if plan not in self._jobs:
-            job = flatten(plan, str(self._stage), self._abi, self._last_capability)
-            fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.write(fd, job.pack())
-            self._jobs[plan] = fd
-        return self._jobs[plan]
+    def prepare(self, plan: SandboxPlan) -> None:
+        """Compile `plan` once for all its launches; a plan not prepared is compiled each time."""
+        # By identity: hashing a plan means hashing every rule in it, at every launch.
+        self._jobs[id(plan)] = plan, self._pack(plan)
+
+    def _pack(self, plan: SandboxPlan) -> int:
+        job = flatten(plan, str(self._stage), self._abi, self._last_capability)
+        fd = os.memfd_create("job", os.MFD_CLOEXEC)
+        os.write(fd, job.pack())
+        return fd
 
     def _receive(self) -> None:
         while True:

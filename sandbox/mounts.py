@@ -26,13 +26,44 @@ if TYPE_CHECKING:  # typing is not among the zygote's modules
 _SAFE = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 
+class _Root:
+    """The new root while it is assembled, and the directories in it that hold mount points."""
+
+    def __init__(self, tree: int) -> None:
+        self.host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directories = {"": tree}
+
+    def parent(self, target: str) -> tuple[int, str]:
+        """The directory that holds `target`, made as needed; (fd, last name)."""
+        path, _, name = target.rpartition("/")
+        return self._directory(path), name
+
+    def _directory(self, path: str) -> int:
+        if path not in self._directories:
+            above, _, name = path.rpartition("/")
+            parent = self._directory(above)
+            try:
+                os.mkdir(name, 0o755, dir_fd=parent)
+            except FileExistsError:
+                pass
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._directories[path] = os.open(name, flags, dir_fd=parent)
+        return self._directories[path]
+
+    def close(self) -> None:
+        """All but the tree itself, which the caller enters."""
+        os.close(self.host)
+        for path, fd in self._directories.items():
+            if path:
+                os.close(fd)
+
+
 def build_root(stage: str, mounts: list[tuple[object, ...]]) -> int:
     """Assemble the new root on the directory `stage`; its fd. Raises OSError with the path.
 
     `mounts`: ("bind", source, target, access), ("tmpfs", target, size, inodes),
     ("symlink", target, points_to), ("device", path, major, minor), ("proc",).
     """
-    host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     tree = syscalls.new_filesystem(
         "tmpfs",
         {"mode": "0755", "size": "1m", "nr_inodes": "4096"},
@@ -41,14 +72,14 @@ def build_root(stage: str, mounts: list[tuple[object, ...]]) -> int:
     place = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     syscalls.move_mount(tree, place, stage)
     os.close(place)
-    root = tree
+    root = _Root(tree)
     for mount in mounts:
         make: Any = _MAKERS[str(mount[0])]
-        make(root, host, *mount[1:])
+        make(root, *mount[1:])
     # Last: nothing may be created in the root tmpfs any more. Not recursive, or volumes lose write.
-    syscalls.mount_setattr(root, MOUNT_ATTR_RDONLY, recursive=False)
-    os.close(host)
-    return root
+    syscalls.mount_setattr(tree, MOUNT_ATTR_RDONLY, recursive=False)
+    root.close()
+    return tree
 
 
 def enter_root(root: int) -> None:
@@ -69,8 +100,8 @@ def check_working_directory(path: str) -> None:
         raise OSError(2, "working directory lies outside the root", path)
 
 
-def _bind(root: int, host: int, source: str, target: str, access: tuple[str, ...]) -> None:
-    found = syscalls.openat2(host, source.lstrip("/") or ".", os.O_PATH, _SAFE)
+def _bind(root: _Root, source: str, target: str, access: tuple[str, ...]) -> None:
+    found = syscalls.openat2(root.host, source.lstrip("/") or ".", os.O_PATH, _SAFE)
     is_directory = stat.S_ISDIR(os.fstat(found).st_mode)
     tree = syscalls.open_tree(found, "")
     os.close(found)
@@ -85,21 +116,20 @@ def _bind(root: int, host: int, source: str, target: str, access: tuple[str, ...
     _attach(root, tree, target, is_directory)
 
 
-def _tmpfs(root: int, host: int, target: str, size: int, inodes: int) -> None:
+def _tmpfs(root: _Root, target: str, size: int, inodes: int) -> None:
     options: dict[str, str | None] = {"mode": "1777", "size": str(size), "nr_inodes": str(inodes)}
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     _attach(root, syscalls.new_filesystem("tmpfs", options, attributes), target, True)
 
 
-def _symlink(root: int, host: int, target: str, points_to: str) -> None:
-    parent, name = _parent(root, target)
+def _symlink(root: _Root, target: str, points_to: str) -> None:
+    parent, name = root.parent(target)
     os.symlink(points_to, name, dir_fd=parent)
-    os.close(parent)
 
 
-def _device(root: int, host: int, path: str, major: int, minor: int) -> None:
+def _device(root: _Root, path: str, major: int, minor: int) -> None:
     # A device replaced by a link or another node has been an escape (CVE-2025-31133).
-    found = syscalls.openat2(host, path.lstrip("/"), os.O_PATH, _SAFE)
+    found = syscalls.openat2(root.host, path.lstrip("/"), os.O_PATH, _SAFE)
     status = os.fstat(found)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(major, minor):
         raise OSError(6, f"is not the character device {major}:{minor}", path)
@@ -110,7 +140,7 @@ def _device(root: int, host: int, path: str, major: int, minor: int) -> None:
     _attach(root, tree, path, False)
 
 
-def _proc(root: int, host: int) -> None:
+def _proc(root: _Root) -> None:
     options: dict[str, str | None] = {"hidepid": "ptraceable", "subset": "pid"}
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     _attach(root, syscalls.new_filesystem("proc", options, attributes), "/proc", True)
@@ -125,33 +155,16 @@ _MAKERS = {
 }
 
 
-def _attach(root: int, tree: int, target: str, is_directory: bool) -> None:
-    parent, name = _parent(root, target)
+def _attach(root: _Root, tree: int, target: str, is_directory: bool) -> None:
+    parent, name = root.parent(target)
     try:
         if is_directory:
             os.mkdir(name, 0o755, dir_fd=parent)
         else:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=parent))
     except FileExistsError:
-        pass  # the mount point lies inside an earlier bind, or was made for a deeper target
-    place = syscalls.openat2(root, target.lstrip("/"), os.O_PATH, syscalls.RESOLVE_IN_ROOT | _SAFE)
+        pass  # the mount point was made for a deeper target
+    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     syscalls.move_mount(tree, place, target)
     os.close(place)
     os.close(tree)
-
-
-def _parent(root: int, target: str) -> tuple[int, str]:
-    """The directory that holds `target`, made as needed; (fd, last name)."""
-    *parents, name = target.strip("/").split("/")
-    here = os.dup(root)
-    for part in parents:
-        try:
-            os.mkdir(part, 0o755, dir_fd=here)
-        except FileExistsError:
-            pass
-        below = os.open(
-            part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here
-        )
-        os.close(here)
-        here = below
-    return here, name

@@ -185,6 +185,16 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     )
 
 
+def loopback_up() -> None:
+    """SIOCSIFFLAGS IFF_UP on `lo` of the caller's network namespace. netdevice(7)."""
+    fd = _check("lo", _libc.socket(2, 2 | os.O_CLOEXEC, 0))
+    try:
+        request = ctypes.create_string_buffer(struct.pack("=16sH22x", b"lo", 0x1 | 0x40), 40)
+        _check("lo", _libc.ioctl(fd, ctypes.c_ulong(0x8914), request))
+    finally:
+        os.close(fd)
+
+
 def execveat(fd: int, argv: list[bytes], environment: list[bytes]) -> None:
     """execveat(2) of the file behind `fd`; returns only by raising."""
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
@@ -196,14 +206,6 @@ def prctl(option: int, *args: int) -> int:
     """prctl(2) with unsigned long arguments, missing ones 0."""
     result: int = _libc.prctl(option, *args, *(0,) * (4 - len(args)))
     return result if result != -1 else _check(f"prctl {option}", -1)
-
-
-def setrlimit(resource: int, bound: int) -> None:
-    """Lower soft and hard limit to `bound`, or leave a hard limit that is lower. setrlimit(2)."""
-    current = ctypes.create_string_buffer(16)
-    _check(f"rlimit {resource}", _libc.getrlimit(resource, current))
-    bound = min(bound, struct.unpack("=2Q", current.raw)[1])
-    _check(f"rlimit {resource}", _libc.setrlimit(resource, struct.pack("=2Q", bound, bound)))
 
 
 def join_session_keyring() -> int:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from sandbox import credentials
@@ -32,67 +32,106 @@ class Finding:
     verdict: Verdict
 
 
+class _Process:
+    """/proc/PID by one descriptor: if the pid is reused meanwhile, reads fail instead of lying."""
+
+    def __init__(self, pid: int | str) -> None:
+        self._directory = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> _Process:
+        self.status = self._status()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._directory)
+
+    def read(self, name: str) -> str:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            parts = []
+            while part := os.read(fd, 65536):
+                parts.append(part)
+        finally:
+            os.close(fd)
+        return b"".join(parts).decode()
+
+    def link(self, name: str) -> str:
+        return os.readlink(name, dir_fd=self._directory)
+
+    def descriptors(self) -> list[int]:
+        fd = os.open("fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            return sorted(int(name) for name in os.listdir(fd))
+        finally:
+            os.close(fd)
+
+    def _status(self) -> dict[str, str]:
+        lines = self.read("status").splitlines()
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def inspect(
-    plan: SandboxPlan, leaf: Leaf, pid: int, report: dict[str, Any], waived: frozenset[str]
+    plan: SandboxPlan,
+    leaf: Leaf,
+    pid: int,
+    report: dict[str, Any],
+    waived: frozenset[str],
+    *,
+    unreleased: bool = False,
 ) -> list[Finding]:
     """Every layer of the process `pid`. `report` is what the child said before its filter.
 
     `waived` holds controller names whose limits the host file gave up; they show as DEGRADED.
-    Raises ProcessLookupError or FileNotFoundError when the process is gone.
+    `unreleased` adds what can be judged only before exec. Raises ProcessLookupError or
+    FileNotFoundError when the process is gone.
     """
-    proc = Path("/proc") / str(pid)
-    status = _status(proc)
-    return [
-        _cgroup(plan, leaf, proc),
-        *_limits(plan, leaf, waived),
-        _namespaces(plan, proc),
-        _identity(plan, proc, status),
-        _capabilities(plan, status, report),
-        _root(plan, proc),
-        _landlock(report),
-        _seccomp(plan, status),
-        _network(proc),
-        _memory(plan, proc, report),
-    ]
-
-
-def inspect_unreleased(proc_pid: int, plan: SandboxPlan) -> list[Finding]:
-    """What can be judged only before exec: one thread, exactly the planned descriptors."""
-    proc = Path("/proc") / str(proc_pid)
-    threads = _status(proc)["Threads"]
-    # Ours sit behind the workload's: the executable and the line to the zygote, close-on-exec.
-    planned = 3 + len(plan.fds)
-    found = sorted(int(entry.name) for entry in (proc / "fd").iterdir())
-    kept = [fd for fd in found if not _close_on_exec(proc, fd)]
-    return [
-        _finding("threads", "1", threads, threads == "1"),
-        _finding(
-            "descriptors",
-            f"0-{planned - 1} and nothing else survives exec",
-            ",".join(map(str, kept)),
-            kept == list(range(planned)),
-        ),
-    ]
+    with _Process(pid) as process:
+        findings = [
+            _cgroup(leaf, process),
+            *_limits(plan, leaf, waived),
+            _namespaces(plan, process),
+            _identity(plan, process),
+            _capabilities(plan, process, report),
+            _root(plan, process),
+            _landlock(report),
+            _seccomp(plan, process),
+            _network(process),
+            _memory(plan, process, report),
+        ]
+        if unreleased:
+            findings += [_threads(process), _descriptors(plan, process)]
+    return findings
 
 
 def _finding(layer: str, promised: str, evidence: str, good: bool) -> Finding:
     return Finding(layer, promised, evidence, "PASS" if good else "FAIL")
 
 
-def _status(proc: Path) -> dict[str, str]:
-    lines = (proc / "status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+def _threads(process: _Process) -> Finding:
+    threads = process.status["Threads"]
+    return _finding("threads", "1", threads, threads == "1")
 
 
-def _close_on_exec(proc: Path, fd: int) -> bool:
-    for line in (proc / "fdinfo" / str(fd)).read_text().splitlines():
-        if line.startswith("flags:"):
-            return bool(int(line.split()[1], 8) & os.O_CLOEXEC)
-    return False
+def _descriptors(plan: SandboxPlan, process: _Process) -> Finding:
+    # Ours sit behind the workload's: the executable and the line to the zygote, close-on-exec.
+    planned = 3 + len(plan.fds)
+    kept = [fd for fd in process.descriptors() if not _close_on_exec(process, fd)]
+    promised = f"0-{planned - 1} and nothing else survives exec"
+    return _finding("descriptors", promised, ",".join(map(str, kept)), kept == list(range(planned)))
 
 
-def _cgroup(plan: SandboxPlan, leaf: Leaf, proc: Path) -> Finding:
-    for line in (proc / "cgroup").read_text().splitlines():
+def _close_on_exec(process: _Process, fd: int) -> bool:
+    flags = process.read(f"fdinfo/{fd}").partition("flags:")[2].split()[0]
+    return bool(int(flags, 8) & os.O_CLOEXEC)
+
+
+def _cgroup(leaf: Leaf, process: _Process) -> Finding:
+    for line in process.read("cgroup").splitlines():
         if line.startswith("0::"):
             found = line[3:]
             good = found.endswith(f"/{leaf.path.parent.name}/{leaf.path.name}")
@@ -114,30 +153,32 @@ def _limits(plan: SandboxPlan, leaf: Leaf, waived: frozenset[str]) -> Iterator[F
             yield _finding(f"limit {name}", value, found, found == value)
 
 
-def _namespaces(plan: SandboxPlan, proc: Path) -> Finding:
+def _namespaces(plan: SandboxPlan, process: _Process) -> Finding:
     wanted = _NAMESPACES if plan.user_namespace else _NAMESPACES[:-1]
     shared = [
         name
         for name in wanted
-        if (proc / "ns" / name).readlink() == Path("/proc/self/ns", name).readlink()
+        if process.link(f"ns/{name}") == os.readlink(f"/proc/self/ns/{name}")
     ]
     evidence = f"shared with the supervisor: {', '.join(shared)}" if shared else "all differ"
     return _finding("namespaces", "own " + " ".join(wanted), evidence, not shared)
 
 
-def _identity(plan: SandboxPlan, proc: Path, status: dict[str, str]) -> Finding:
+def _identity(plan: SandboxPlan, process: _Process) -> Finding:
+    status = process.status
     uids, gids = set(status["Uid"].split()), set(status["Gid"].split())
     groups = tuple(int(group) for group in status["Groups"].split())
     evidence = f"uid {'/'.join(sorted(uids))} gid {'/'.join(sorted(gids))} groups {list(groups)}"
     good = uids == {str(plan.uid)} and gids == {str(plan.gid)} and groups == tuple(plan.groups)
     if plan.user_namespace:
-        mapping = " ".join((proc / "uid_map").read_text().split())
+        mapping = " ".join(process.read("uid_map").split())
         evidence += f" map {mapping}"
         good = good and mapping == f"{plan.uid} {plan.uid} 1"
     return _finding("identity", f"uid {plan.uid} in all four, alone in its map", evidence, good)
 
 
-def _capabilities(plan: SandboxPlan, status: dict[str, str], report: dict[str, Any]) -> Finding:
+def _capabilities(plan: SandboxPlan, process: _Process, report: dict[str, Any]) -> Finding:
+    status = process.status
     keep = credentials.mask(plan.capabilities)
     sets = {name: int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapInh")}
     evidence = " ".join(f"{name}={value:x}" for name, value in sets.items())
@@ -148,7 +189,7 @@ def _capabilities(plan: SandboxPlan, status: dict[str, str], report: dict[str, A
     return _finding("capabilities", promised, evidence, good)
 
 
-def _root(plan: SandboxPlan, proc: Path) -> Finding:
+def _root(plan: SandboxPlan, process: _Process) -> Finding:
     expected = {"/": {"ro", "nosuid", "nodev", "noexec"}, "/proc": {"nosuid", "nodev", "noexec"}}
     for mount in plan.mounts:
         if isinstance(mount, Device):
@@ -162,7 +203,7 @@ def _root(plan: SandboxPlan, proc: Path) -> Finding:
             expected[mount.target] = {"nosuid", "nodev", "noexec"}
     found: dict[str, set[str]] = {}
     shared = []
-    for line in (proc / "mountinfo").read_text().splitlines():
+    for line in process.read("mountinfo").splitlines():
         fields = line.split(" ")
         target = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
         found[target] = set(fields[5].split(","))
@@ -196,24 +237,22 @@ def _landlock(report: dict[str, Any]) -> Finding:
     return _finding("landlock", "listing / is refused", f"{canary} on /", canary == "EACCES")
 
 
-def _seccomp(plan: SandboxPlan, status: dict[str, str]) -> Finding:
+def _seccomp(plan: SandboxPlan, process: _Process) -> Finding:
+    status = process.status
     wanted = 2 if plan.seccomp.refuse else 1
     evidence = f"Seccomp={status['Seccomp']} filters={status.get('Seccomp_filters', '?')}"
     good = status["Seccomp"] == "2" and status.get("Seccomp_filters") == str(wanted)
     return _finding("seccomp", f"filter mode, {wanted} filters", evidence, good)
 
 
-def _network(proc: Path) -> Finding:
+def _network(process: _Process) -> Finding:
     # /proc/PID/net shows that process's namespace: link names, one a line after two header lines.
-    links = [line.split(":")[0].strip() for line in (proc / "net/dev").read_text().splitlines()[2:]]
+    links = [line.split(":")[0].strip() for line in process.read("net/dev").splitlines()[2:]]
     return _finding("network", "lo and no other link", " ".join(links), links == ["lo"])
 
 
-def _memory(plan: SandboxPlan, proc: Path, report: dict[str, Any]) -> Finding:
-    core = next(
-        line for line in (proc / "limits").read_text().splitlines() if line.startswith("Max core")
-    )
-    soft, hard = core.split()[4:6]
+def _memory(plan: SandboxPlan, process: _Process, report: dict[str, Any]) -> Finding:
+    soft, hard = process.read("limits").partition("Max core file size")[2].split()[:2]
     evidence = f"core {soft}/{hard} mdwe {report['mdwe']}"
     good = (soft, hard) == ("0", "0") and report["mdwe"] == (0 if plan.jit else 1)
     promised = "no core files" + ("" if plan.jit else ", no write-and-execute memory")

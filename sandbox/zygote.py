@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _NAMESPACES = (
     syscalls.CLONE_NEWNS
     | syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWNET
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
     | syscalls.CLONE_NEWTIME
@@ -58,6 +57,8 @@ class Zygote:
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
         self._by_fd: dict[int, _Child] = {}
+        self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._network = self._fresh_network()
 
     def run(self) -> None:
         """Until the supervisor closes its end."""
@@ -72,6 +73,15 @@ class Zygote:
                         self._reap(child)
                     else:
                         self._executed(child)
+
+    def _fresh_network(self) -> int:
+        """A network namespace with a live `lo` and nothing else, owned by the initial user."""
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        try:
+            syscalls.loopback_up()
+            return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            syscalls.setns(self._home, syscalls.CLONE_NEWNET)
 
     def _send(self, message: tuple[Any, ...], fds: list[int] | None = None) -> None:
         socket.send_fds(self._control, [marshal.dumps(message)], fds or [])
@@ -90,7 +100,7 @@ class Zygote:
                     os.close(fd)
         elif child := self._children.get(number):
             if verb == "release":
-                child.sync.send(b"g")
+                child.sync.send(b"g", socket.MSG_NOSIGNAL)
                 # The child's end closes at its exec: the workload runs from there on.
                 self._watch(child.sync.fileno(), child)
             else:
@@ -100,6 +110,7 @@ class Zygote:
 
     def _launch(self, number: int, job_fd: int, cgroup: int, handed: list[int]) -> None:
         job = Job.unpack(os.pread(job_fd, os.fstat(job_fd).st_size, 0))
+        network = self._network
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup)
@@ -108,13 +119,14 @@ class Zygote:
             return
         if pid == 0:
             ours.close()
-            confine.run_child(job, handed, theirs.fileno())
+            confine.run_child(job, handed, network, theirs.fileno())
         theirs.close()
         child = _Child(pid, pidfd, ours)
         try:
             report = self._guide(job, child)
-            netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         except _StepFailedError as failure:
+            self._network = self._fresh_network()
+            os.close(network)
             _kill(pidfd)
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
@@ -123,8 +135,10 @@ class Zygote:
             return
         self._children[pid] = child
         self._watch(pidfd, child)
-        self._send(("ready", number, pid, report), [pidfd, netns])
-        os.close(netns)
+        self._send(("ready", number, pid, report), [pidfd, network])
+        os.close(network)
+        # Made now for the next launch: a new network namespace costs more than all the rest.
+        self._network = self._fresh_network()
 
     def _guide(self, job: Job, child: _Child) -> dict[str, object]:
         """Answer the child's questions until it is ready; its report."""
@@ -136,7 +150,7 @@ class Zygote:
             message = child.sync.recv(4096)
             if message == b"U":
                 _map_ids(job, child.pid)
-                child.sync.send(b"u")
+                child.sync.send(b"u", socket.MSG_NOSIGNAL)
             elif message[:1] == b"R":
                 report: dict[str, object] = marshal.loads(message[1:])  # noqa: S302 - our own child
                 return report
@@ -220,6 +234,11 @@ def start() -> tuple[int, socket.socket]:
             credentials.die_with_parent()
             credentials.not_dumpable()
             os.umask(0o077)
+            # A session without a terminal for us and all children; defaults where Python ignores.
+            os.setsid()
+            for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
             # A collection in a child would write to every page and so copy it.
             gc.disable()
             gc.freeze()

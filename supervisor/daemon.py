@@ -7,6 +7,7 @@ it; the broker before there are threads; capabilities go when nothing needs them
 from __future__ import annotations
 
 import os
+import resource
 import sys
 
 from sandbox import credentials, syscalls, zygote
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         print("anchorhold up: must be root: it makes cgroups and namespaces", file=sys.stderr)
         return 6
     credentials.not_dumpable()
-    syscalls.setrlimit(4, 0)  # RLIMIT_CORE
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
     # Our own mount namespace: what is mounted here (the bpf file system) ends with us. A slave, so
     # that a disk mounted later on the host is still seen.

@@ -10,8 +10,10 @@ import asyncio
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.errors import ProbeError
@@ -104,8 +106,8 @@ class Lifecycle:
             undo.callback(self._close, running)
             undo.callback(of.launcher.abort, running)
             findings = verify.inspect(
-                plan, leaf, running.pid, running.report, of.waived_controllers
-            ) + verify.inspect_unreleased(running.pid, plan)
+                plan, leaf, running.pid, running.report, of.waived_controllers, unreleased=True
+            )
             wrong = [f"{f.layer}: {f.evidence}" for f in findings if f.verdict == "FAIL"]
             if wrong:
                 raise VerificationFailed(plan.workload, wrong)
@@ -158,6 +160,20 @@ class Lifecycle:
             await asyncio.sleep(0)
             self._settle(workload, running)
         workload.enter("stopped")
+
+    async def serving(self, workload: Workload, seconds: float = 10.0) -> bool:
+        """Wait until it listens on every port of its policy; False: not in time, or it ended.
+
+        Read from the kernel's table of its network namespace, proc(5); nobody knocks.
+        """
+        wanted = {port.port for port in workload.compiled.listen}
+        end = time.monotonic() + seconds
+        while (running := workload.running) is not None and time.monotonic() < end:
+            with suppress(OSError):
+                if wanted <= _listening(running.pid):
+                    return True
+            await asyncio.sleep(0.02)
+        return False
 
     def contain(self, workload: Workload, reason: str, kill: bool) -> None:
         """A high-risk call: freeze everything of the workload, or kill it, and say so."""
@@ -305,6 +321,13 @@ class Lifecycle:
     def _close(running: Running) -> None:
         os.close(running.pidfd)
         os.close(running.netns)
+
+
+def _listening(pid: int) -> set[int]:
+    """The TCP ports on which anybody in the network namespace of `pid` listens."""
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    fields = (line.split() for line in lines)
+    return {int(local.rpartition(":")[2], 16) for _, local, _, state, *_ in fields if state == "0A"}
 
 
 def _rules(compiled: CompiledPolicy, trial: bool) -> WatchRules:

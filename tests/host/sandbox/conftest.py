@@ -91,8 +91,8 @@ class Cell:
 
     def inspect(self, running: Running) -> list[verify.Finding]:
         """Every layer, from outside."""
-        found = verify.inspect(running.plan, running.leaf, running.pid, running.report, WAIVED)
-        return found + verify.inspect_unreleased(running.pid, running.plan)
+        found = (running.plan, running.leaf, running.pid, running.report, WAIVED)
+        return verify.inspect(*found, unreleased=True)
 
     def close(self) -> None:
         """End the launcher and everything it started."""
