@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from json.decoder import scanstring  # type: ignore[attr-defined]  # absent from the stubs only
 from typing import Any, NoReturn
 
 DEPTH_MAX = 64
 SHORT = 8  # no secret is shorter, unless the name in front of it tells
-# In a document already known to be valid, a quote can only begin a string.
-_TOKEN = re.compile(
-    r'"([^"\\]*(?:\\.[^"\\]*)*)"([ \t\r\n]*:)?|(?<![\w.+-])[2-6]\d{12,18}(?![\w.+])'
-)
+_NUMBER = re.compile(r"(?<![\w.+-])[2-6]\d{12,18}(?![\w.+])")
+_NUMBER_MIN = 13
+_COLON = re.compile(r"[ \t\r\n]*:")
 _TELLING = re.compile(r"pass|pwd|secret|token|key|credential|authorization", re.IGNORECASE)
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|([\]}])')
 
@@ -28,7 +28,7 @@ class JsonTooDeep(JsonInvalid):
 def parse(text: str) -> Any:
     """Return the document; duplicate keys, NaN and depth over 64 raise JsonInvalid."""
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+        document = _DECODER.decode(text)
     except JsonInvalid:
         raise
     except json.JSONDecodeError as error:
@@ -55,34 +55,40 @@ def rewrite(
     that nothing in them needs a closer look.
     """
     found = list(_strings(text))
-    if suspects and not suspects("\0".join([before + plain for _, plain, before in found])):
+    if suspects and not suspects("\0".join([before + plain for *_, plain, before in found])):
         return text
     parts: list[str] = []
     at = 0
-    for match, plain, before in found:
+    for start, end, plain, before in found:
         masked = mask(plain, before)
         if masked is plain or masked == plain:
             continue
-        new = "0" if match[1] is None else encode(masked) + (match[2] or "")
-        parts += [text[at : match.start()], new]
-        at = match.end()
+        parts += [text[at:start], encode(masked) if text[start] == '"' else "0"]
+        at = end
     if not parts:
         return text
     parts.append(text[at:])
     return "".join(parts)
 
 
-def _strings(text: str) -> Iterator[tuple[re.Match[str], str, str]]:
-    """Yield the token, the decoded string, and the telling key in front of it."""
-    before = ""
-    for match in _TOKEN.finditer(text):
-        raw, is_key = match[1], match[2]
-        if raw is None:
-            yield match, match[0], ""
-            continue
-        plain = _decode(raw) if "\\" in raw else raw
+def _strings(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """Yield start, end, decoded text, and the telling key in front of it, of each string.
+
+    In a document already known to be valid, a quote outside a string can only begin one.
+    """
+    before, at = "", 0
+    while True:
+        quote = text.find('"', at)
+        gap_end = quote if quote >= 0 else len(text)
+        if gap_end - at >= _NUMBER_MIN:
+            for number in _NUMBER.finditer(text, at, gap_end):
+                yield number.start(), number.end(), number[0], ""
+        if quote < 0:
+            return
+        plain, at = scanstring(text, quote + 1)
+        is_key = _COLON.match(text, at) is not None
         if len(plain) >= SHORT or before:
-            yield match, plain, "" if is_key else before
+            yield quote, at, plain, "" if is_key else before
         before = f'{plain[-40:]}": "' if is_key and _TELLING.search(plain) else ""
 
 
@@ -96,11 +102,6 @@ def encode(text: str) -> str:
     return quoted
 
 
-def _decode(raw: str) -> str:
-    decoded: str = json.loads(f'"{raw}"')
-    return decoded
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
@@ -110,6 +111,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(_name: str) -> NoReturn:
     raise JsonInvalid("NaN and Infinity are not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
 
 
 def _check_depth(text: str) -> None:
