@@ -6,14 +6,11 @@ Source: the kernel's Documentation/admin-guide/cgroup-v2.rst. Python's cgroupspy
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 
 from sandbox.errors import SandboxError
 from sandbox.plan import Limits
-
-_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,62}")
 
 
 def find_mount(mountinfo: str = "/proc/self/mountinfo") -> Path:
@@ -51,26 +48,30 @@ class Slice:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._last = 0
         path.mkdir(exist_ok=True)
+        for left in path.glob("cell-*"):  # of a supervisor that was killed
+            Leaf(left).destroy()
         self.controllers = frozenset((path / "cgroup.controllers").read_text().split())
         wanted = self.controllers & {"memory", "pids", "cpu", "io"}
         if wanted:
             (path / "cgroup.subtree_control").write_text(" ".join(f"+{c}" for c in sorted(wanted)))
 
-    def leaf(self, workload: str) -> Leaf:
-        """Make the empty leaf cgroup of a workload; one left over from a crash is emptied first."""
-        if not _NAME.fullmatch(workload):
-            raise SandboxError("bad_name", f"not a workload name: {workload!r}")
-        # The prefix keeps a workload called "memory.max" from being a control file.
-        path = self.path / f"w-{workload}"
-        if path.exists():
-            Leaf(path).destroy()
-        path.mkdir()
-        return Leaf(path)
+    def leaf(self) -> Leaf:
+        """A new, empty leaf cgroup. It is numbered, not named: it exists before its workload is
+        known, and no policy's text ever becomes a path."""
+        while True:
+            self._last += 1
+            path = self.path / f"cell-{self._last}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return Leaf(path)
 
     def remove(self) -> None:
         """Remove the slice and every leaf in it; kills what still runs there."""
-        for path in self.path.glob("w-*"):
+        for path in self.path.glob("cell-*"):
             Leaf(path).destroy()
         self.path.rmdir()
 

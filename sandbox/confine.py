@@ -1,9 +1,10 @@
 """The whole confinement of one workload, in order, top to bottom.
 
-`confine` runs in the child that clone3 made: already in its cgroup and in new mount, pid, network,
-IPC, UTS and time namespaces, still root. Every step succeeds or the launch ends: the failing step's
-name travels to the zygote and nothing of the workload has run. The order is the design; a comment
-says what would break, or which attack would work, if a step moved.
+Runs in the child that clone3 made: already in its cgroup and in new mount, pid, network, IPC, UTS
+and time namespaces, still root. `prepare` is the same for every workload and may have happened long
+before; `confine` is what one plan asks for. Every step succeeds or the launch ends: the failing
+step's name travels to the zygote and nothing of the workload has run. The order is the design; a
+comment says what would break, or which attack would work, if a step moved.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import marshal
 import os
 import resource
 import select
+import socket
 
 from sandbox import credentials, landlock, mounts, syscalls
 from sandbox.job import Job
@@ -26,8 +28,9 @@ _NAMESPACE_LIMITS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"
 class Sync:
     """The child's line to the zygote: one SEQPACKET message per step that needs an answer."""
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self.fd = line.fileno()
         self.step = "start"
 
     def at(self, step: str) -> None:
@@ -40,9 +43,22 @@ class Sync:
         getppid() is 0 in a new pid namespace and tells nothing; a hang-up on the line does.
         """
         line = select.poll()
-        line.register(self.fd, select.POLLIN)
+        line.register(self.fd, 0)
         if line.poll(0):
             os._exit(125)
+
+    def wait_for_job(self) -> tuple[Job, list[int]]:
+        """What to become, and the descriptors for it: stdin (-1: /dev/null), stdout, stderr, ..."""
+        kind, fds, _, _ = socket.recv_fds(self._line, 16, 64, socket.MSG_CMSG_CLOEXEC)
+        if not kind:
+            os._exit(125)
+        packed, *handed = fds
+        job = Job.unpack(os.pread(packed, os.fstat(packed).st_size, 0))
+        return job, [-1, *handed] if kind == b"n" else handed
+
+    def tell(self, message: bytes) -> None:
+        """Say `message` and go on."""
+        os.write(self.fd, message)
 
     def ask(self, message: bytes, expected: bytes) -> None:
         """Say `message`; go on only when the answer is `expected`. EOF: the zygote is gone."""
@@ -51,11 +67,12 @@ class Sync:
             os._exit(125)
 
 
-def run_child(job: Job, fds: list[int], network: int, sync_fd: int) -> None:
+def run_child(line: socket.socket) -> None:
     """Confine and execute; never returns. A failure is reported as b"E" step NUL reason."""
-    sync = Sync(sync_fd)
+    sync = Sync(line)
     try:
-        confine(job, fds, network, sync)
+        prepare(sync)
+        confine(*sync.wait_for_job(), sync)
     except BaseException as error:
         try:
             os.write(sync.fd, f"E{sync.step}\0{type(error).__name__}: {error}".encode()[:1024])
@@ -63,16 +80,18 @@ def run_child(job: Job, fds: list[int], network: int, sync_fd: int) -> None:
             os._exit(126)
 
 
-def confine(job: Job, fds: list[int], network: int, sync: Sync) -> None:
-    """The steps. `fds`: stdin (or -1 for /dev/null), stdout, stderr, then the workload's own.
-
-    `network`: a network namespace that was never used, with nothing in it but a live `lo`.
-    """
+def prepare(sync: Sync) -> None:
+    """What every workload gets, before it is known which one this will be."""
     at = sync.at
 
     at("die with the parent")
     credentials.die_with_parent()
     sync.check_parent()
+
+    at("inherited descriptors")
+    # The zygote's lines to the supervisor and to its other children are not for us.
+    syscalls.close_range(3, sync.fd - 1)
+    syscalls.close_range(sync.fd + 1)
 
     at("process group and keyring")
     # The zygote's session has no terminal, and who does not lead a session can never get one
@@ -80,16 +99,25 @@ def confine(job: Job, fds: list[int], network: int, sync: Sync) -> None:
     os.setpgid(0, 0)
     syscalls.join_session_keyring()
 
-    at("cgroup namespace, host name, network")
+    at("cgroup namespace and loopback")
     syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # its root is the leaf: host paths stay hidden
-    syscalls.sethostname(job.hostname)
-    syscalls.setns(network, syscalls.CLONE_NEWNET)
+    syscalls.loopback_up()
 
-    at("resource limits")
+    at("memory and core files")
     _write("/proc/self/oom_score_adj", "500")
     _write("/proc/self/coredump_filter", "0")
     # Per pid namespace; Landlock and noexec mounts do not see memfds. Absent before Linux 6.3.
     _write("/proc/sys/vm/memfd_noexec", "2", missing_ok=True)
+
+
+def confine(job: Job, fds: list[int], sync: Sync) -> None:
+    """What `job` asks for, up to its exec. `fds` as from `Sync.wait_for_job`."""
+    at = sync.at
+
+    at("host name")
+    syscalls.sethostname(job.hostname)
+
+    at("resource limits")
     for limit, wanted in job.rlimits:
         _, hard = resource.getrlimit(limit)
         bound = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -153,13 +181,14 @@ def confine(job: Job, fds: list[int], network: int, sync: Sync) -> None:
         landlock.restrict(job.landlock_abi, job.landlock, job.tcp_bind, job.tcp_connect)
 
     at("seccomp")
-    report = b"R" + marshal.dumps(_report())
+    # Said before the filters, which forbid asking; the supervisor looks at us while they load.
+    sync.tell(b"C" + marshal.dumps(_report()))
     for program in job.seccomp:
         syscalls.seccomp_load(program)
 
     at("execute")
     # "Ready" is said with the filter already in force; "go" comes after the verification.
-    sync.ask(report, b"g")
+    sync.ask(b"R", b"g")
     syscalls.execveat(executable, job.argv, job.environment)
 
 

@@ -9,7 +9,7 @@ import asyncio
 import marshal
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,59 @@ from sandbox.errors import LaunchFailed, SandboxError
 from sandbox.job import Job
 from sandbox.plan import Bind, Device, Mount, SandboxPlan, Symlink, Tmpfs
 
-ExitCallback = Callable[[int, int], None]
+_LAUNCH_TIME = 10.0  # seconds for all steps; they take milliseconds
+
+
+class Cell:
+    """A process in a leaf of its own and in new namespaces, not yet told what to become."""
+
+    def __init__(self, number: int, leaf: Leaf, loop: asyncio.AbstractEventLoop) -> None:
+        self.number = number
+        self.leaf = leaf
+        self.spawned: asyncio.Future[tuple[int, int, int]] = loop.create_future()
+        self.confined: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.running: asyncio.Future[None] = loop.create_future()
+        self.exited: asyncio.Future[tuple[int, int]] = loop.create_future()
+
+    def close(self) -> None:
+        """Close its descriptors, also those still under way."""
+        self.spawned.add_done_callback(_close_spawned)
+
+    def fail(self, error: Exception) -> None:
+        """End every wait that has not ended yet."""
+        waits: tuple[asyncio.Future[Any], ...] = (
+            self.spawned, self.confined, self.ready, self.running,
+        )  # fmt: skip
+        for future in waits:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever does not wait for it need not hear of it
 
 
 @dataclass(slots=True)
 class Running:
     """A launched process, held before its first instruction until `Launcher.release`.
 
-    `netns` is an open descriptor of its network namespace; the caller closes it.
+    `netns` is an open descriptor of its network namespace; `cell.close` closes it and `pidfd`.
     """
 
     plan: SandboxPlan
-    leaf: Leaf
+    cell: Cell
     pid: int
     pidfd: int
     netns: int
     report: dict[str, Any]
-    exited: asyncio.Future[tuple[int, int]]
+
+    @property
+    def leaf(self) -> Leaf:
+        """Its cgroup."""
+        return self.cell.leaf
+
+    @property
+    def exited(self) -> asyncio.Future[tuple[int, int]]:
+        """Exit code and signal, once it has ended."""
+        return self.cell.exited
 
 
 class Launcher:
@@ -49,56 +85,58 @@ class Launcher:
         self._abi = syscalls.landlock_abi()
         self._last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
         self._jobs: dict[int, tuple[SandboxPlan, int]] = {}
+        self._cells: dict[int, Cell] = {}
         self._number = 0
-        self._pending: dict[int, asyncio.Future[tuple[int, dict[str, Any], list[int]]]] = {}
-        self._releasing: dict[int, asyncio.Future[None]] = {}
-        self._exits: dict[int, asyncio.Future[tuple[int, int]]] = {}
         control.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(control.fileno(), self._receive)
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
+    def spawn(self, leaf: Leaf) -> Cell:
+        """A process in `leaf` that waits to be told what to become; it may wait for long."""
+        self._number += 1
+        cell = self._cells[self._number] = Cell(self._number, leaf, self._loop)
+        fd = leaf.open()
+        try:
+            self._say(("spawn", cell.number), [fd])
+        finally:
+            os.close(fd)
+        return cell
+
     async def launch(
-        self, plan: SandboxPlan, leaf: Leaf, stdio: tuple[int, int, int], fds: Mapping[str, int]
+        self, plan: SandboxPlan, cell: Cell, stdio: tuple[int, int, int], fds: Mapping[str, int]
     ) -> Running:
-        """Make the sandbox up to the last step before exec.
+        """Confine `cell` up to the filters, which load while the caller looks at it.
 
         `stdio`: descriptors of stdin (-1: /dev/null), stdout and stderr; `fds` by name, in the
-        order of `plan.fds`. Raises LaunchFailed with the step.
+        order of `plan.fds`. Raises LaunchFailed with the step; the caller then aborts the cell.
         """
         kept = self._jobs.get(id(plan))
         job = kept[1] if kept else self._pack(plan)
-        self._number += 1
-        number = self._number
-        cgroup = leaf.open()
-        pending = self._pending[number] = self._loop.create_future()
         outside = [fd for fd in stdio if fd != -1]
-        handed = [job, cgroup, *outside, *(fds[name] for name in plan.fds)]
         try:
-            message = marshal.dumps(("launch", number, stdio[0] == -1))
-            socket.send_fds(self._control, [message], handed)
-            pid, report, received = await pending
+            message = ("launch", cell.number, plan.uid, plan.gid, stdio[0] == -1)
+            self._say(message, [job, *outside, *(fds[name] for name in plan.fds)])
         finally:
-            self._pending.pop(number, None)
-            os.close(cgroup)
             if not kept:
                 os.close(job)
-        pidfd, netns = received
-        exited = self._exits.setdefault(pid, self._loop.create_future())
-        return Running(plan, leaf, pid, pidfd, netns, report, exited)
+        try:
+            async with asyncio.timeout(_LAUNCH_TIME):
+                pid, pidfd, netns = await asyncio.shield(cell.spawned)
+                report = await asyncio.shield(cell.confined)
+        except TimeoutError:
+            raise LaunchFailed("workload", "unknown", f"no word for {_LAUNCH_TIME} s") from None
+        return Running(plan, cell, pid, pidfd, netns, report)
 
     async def release(self, running: Running) -> None:
         """Let the workload execute its first instruction. Raises LaunchFailed if exec fails."""
-        done = self._releasing[running.pid] = self._loop.create_future()
-        self._control.send(marshal.dumps(("release", running.pid)))
-        try:
-            await done
-        finally:
-            self._releasing.pop(running.pid, None)
+        await asyncio.shield(running.cell.ready)
+        self._say(("release", running.cell.number))
+        await asyncio.shield(running.cell.running)
 
-    def abort(self, running: Running) -> None:
-        """Kill a workload that was never released."""
-        self._control.send(marshal.dumps(("abort", running.pid)))
+    def abort(self, cell: Cell) -> None:
+        """Kill a cell that was never released."""
+        self._say(("abort", cell.number))
 
     def prepare(self, plan: SandboxPlan) -> None:
         """Compile `plan` once for all its launches; a plan not prepared is compiled each time."""
@@ -111,6 +149,12 @@ class Launcher:
         os.write(fd, job.pack())
         return fd
 
+    def _say(self, message: tuple[Any, ...], fds: list[int] | None = None) -> None:
+        try:
+            socket.send_fds(self._control, [marshal.dumps(message)], fds or [])
+        except OSError as error:
+            raise _lost() from error
+
     def _receive(self) -> None:
         while True:
             try:
@@ -119,42 +163,42 @@ class Launcher:
                 return
             if not data:
                 self._loop.remove_reader(self._control.fileno())
+                for cell in self._cells.values():
+                    cell.fail(_lost())
                 self.lost.set_result(None)
-                error = SandboxError(
-                    "zygote_lost", "the launcher process died", "restart anchorhold"
-                )
-                waiting: list[asyncio.Future[Any]] = [*self._pending.values()]
-                waiting += self._releasing.values()
-                for future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
                 return
-            self._handle(marshal.loads(data), fds)  # noqa: S302 - our own zygote
+            kind, number, *rest = marshal.loads(data)  # noqa: S302 - our own zygote
+            self._handle(kind, self._cells[number], rest, fds)
 
-    def _handle(self, message: tuple[Any, ...], fds: list[int]) -> None:
-        kind = message[0]
-        if kind == "ready":
-            _, number, pid, report = message
-            self._exits[pid] = self._loop.create_future()
-            self._pending[number].set_result((pid, report, fds))
-        elif kind == "failed":
-            _, number, step, reason = message
-            future: asyncio.Future[Any] | None = (
-                self._pending.get(number) if number > 0 else self._releasing.get(-number)
-            )
-            if future and not future.done():
-                future.set_exception(LaunchFailed("workload", step, reason))
+    def _handle(self, kind: str, cell: Cell, rest: list[Any], fds: list[int]) -> None:
+        if kind == "spawned":
+            cell.spawned.set_result((rest[0], *fds))
+        elif kind == "confined":
+            cell.confined.set_result(rest[0])
+        elif kind == "ready":
+            cell.ready.set_result(None)
         elif kind == "running":
-            if future := self._releasing.get(message[1]):
-                future.set_result(None)
+            if not cell.running.done():
+                cell.running.set_result(None)
+        elif kind == "failed":
+            step, reason = rest
+            cell.fail(LaunchFailed("workload", step, reason))
         elif kind == "exit":
-            _, pid, code, signal = message
-            if not self._exits[pid].done():
-                self._exits.pop(pid).set_result((code, signal))
-            releasing = self._releasing.get(pid)
-            if releasing and not releasing.done():
-                reason = f"exit code {code}, signal {signal}"
-                releasing.set_exception(LaunchFailed("workload", "execute", reason))
+            code, signal = rest
+            reason = f"exit code {code}, signal {signal}"
+            cell.fail(LaunchFailed("workload", "execute", reason))
+            cell.exited.set_result((code, signal))
+            del self._cells[cell.number]
+
+
+def _close_spawned(spawned: asyncio.Future[tuple[int, int, int]]) -> None:
+    if not spawned.cancelled() and spawned.exception() is None:
+        for fd in spawned.result()[1:]:
+            os.close(fd)
+
+
+def _lost() -> SandboxError:
+    return SandboxError("zygote_lost", "the launcher process died", "restart anchorhold")
 
 
 def flatten(plan: SandboxPlan, stage: str, abi: int, last_capability: int) -> Job:

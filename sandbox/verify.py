@@ -87,8 +87,8 @@ def inspect(
     """Every layer of the process `pid`. `report` is what the child said before its filter.
 
     `waived` holds controller names whose limits the host file gave up; they show as DEGRADED.
-    `unreleased` adds what can be judged only before exec. Raises ProcessLookupError or
-    FileNotFoundError when the process is gone.
+    `unreleased`: before the filters; adds what can be judged only before exec. Raises
+    ProcessLookupError or FileNotFoundError when the process is gone.
     """
     with _Process(pid) as process:
         findings = [
@@ -99,13 +99,20 @@ def inspect(
             _capabilities(plan, process, report),
             _root(plan, process),
             _landlock(report),
-            _seccomp(plan, process),
             _network(process),
             _memory(plan, process, report),
         ]
         if unreleased:
             findings += [_threads(process), _descriptors(plan, process)]
+        else:
+            findings.append(_seccomp(plan, process))
     return findings
+
+
+def inspect_filters(plan: SandboxPlan, pid: int) -> Finding:
+    """The last layer: the filters of a process that is ready. Raises as `inspect`."""
+    with _Process(pid) as process:
+        return _seccomp(plan, process)
 
 
 def _finding(layer: str, promised: str, evidence: str, good: bool) -> Finding:

@@ -1,15 +1,17 @@
 """The launcher's privileged half: a small, single-threaded process that only forks sandboxes.
 
-Forked from the supervisor before any event loop or thread exists. It gets one packed job and its
-descriptors at a time, never a policy and never a key. If the supervisor dies so does the zygote,
-and with the zygote every child (PDEATHSIG), so nothing it started outlives the supervisor.
+Forked from the supervisor before any event loop or thread exists. It gets packed jobs and their
+descriptors and passes them on, never a policy and never a key. If the supervisor dies so does the
+zygote, and with the zygote every child (PDEATHSIG), so nothing it started outlives the supervisor.
 
-Messages, SEQPACKET, marshal tuples; both ends are this same image:
-  to the zygote   ("launch", id, stdin is null)
-                      + [job memfd, cgroup fd, (stdin,) stdout, stderr, fds...]
-                  ("release", pid) | ("abort", pid)
-  from the zygote ("ready", id, pid, report) + [pidfd, netns fd] | ("failed", id, step, reason)
-                  ("running", pid) | ("exit", pid, code, signal)
+Messages, SEQPACKET, marshal tuples; both ends are this same image. A cell is spawned into its
+cgroup first and told what to become later, so that one can wait ready-made for the next launch.
+  to the zygote   ("spawn", cell) + [cgroup fd]
+                  ("launch", cell, uid, gid, stdin is null) + [job memfd, (stdin,) stdout, ...]
+                  ("release", cell) | ("abort", cell)
+  from the zygote ("spawned", cell, pid) + [pidfd, netns fd]
+                  ("confined", cell, report), ("ready", cell), ("running", cell)
+                  ("failed", cell, step, reason) | ("exit", cell, code, signal)
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ import signal
 import socket
 
 from sandbox import confine, credentials, syscalls
-from sandbox.job import Job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,34 +32,33 @@ if TYPE_CHECKING:
 _NAMESPACES = (
     syscalls.CLONE_NEWNS
     | syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWNET
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
     | syscalls.CLONE_NEWTIME
     | syscalls.CLONE_CLEAR_SIGHAND
 )
-_STEP_TIMEOUT = 10_000  # ms that a child may take for one step before it is killed
 _MESSAGE, _FDS = 65536, 64
 
 
 class _Child:
-    def __init__(self, pid: int, pidfd: int, sync: socket.socket) -> None:
+    def __init__(self, cell: int, pid: int, pidfd: int, sync: socket.socket) -> None:
+        self.cell = cell
         self.pid = pid
         self.pidfd = pidfd
         self.sync = sync
-        self.released = False
+        self.ids = (-1, -1)
 
 
 class Zygote:
-    """The loop: launch on request, report exits."""
+    """The loop: spawn and launch on request, report what becomes of it."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._children: dict[int, _Child] = {}
+        self._cells: dict[int, _Child] = {}
+        self._by_fd: dict[int, _Child] = {}
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
-        self._by_fd: dict[int, _Child] = {}
-        self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        self._network = self._fresh_network()
 
     def run(self) -> None:
         """Until the supervisor closes its end."""
@@ -67,21 +67,11 @@ class Zygote:
                 if fd == self._control.fileno():
                     if not self._request():
                         return
-                elif fd in self._by_fd:
-                    child = self._by_fd[fd]
+                elif child := self._by_fd.get(fd):
                     if fd == child.pidfd:
                         self._reap(child)
                     else:
-                        self._executed(child)
-
-    def _fresh_network(self) -> int:
-        """A network namespace with a live `lo` and nothing else, owned by the initial user."""
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        try:
-            syscalls.loopback_up()
-            return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            syscalls.setns(self._home, syscalls.CLONE_NEWNET)
+                        self._hear(child)
 
     def _send(self, message: tuple[Any, ...], fds: list[int] | None = None) -> None:
         socket.send_fds(self._control, [marshal.dumps(message)], fds or [])
@@ -90,133 +80,103 @@ class Zygote:
         data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE, _FDS, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
-        verb, number, *rest = marshal.loads(data)  # noqa: S302 - written by the supervisor
-        if verb == "launch":
-            job, cgroup, *handed = fds
-            try:
-                self._launch(number, job, cgroup, [-1, *handed] if rest[0] else handed)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-        elif child := self._children.get(number):
-            if verb == "release":
-                child.sync.send(b"g", socket.MSG_NOSIGNAL)
-                # The child's end closes at its exec: the workload runs from there on.
-                self._watch(child.sync.fileno(), child)
-            else:
-                child.sync.close()
-                _kill(child.pidfd)
+        verb, cell, *rest = marshal.loads(data)  # noqa: S302 - written by the supervisor
+        try:
+            if verb == "spawn":
+                self._spawn(cell, fds[0])
+            elif child := self._cells.get(cell):
+                if verb == "launch":
+                    *ids, null = rest
+                    child.ids = (ids[0], ids[1])
+                    _tell(child, b"n" if null else b"j", fds)
+                elif verb == "release":
+                    _tell(child, b"g")
+                else:
+                    _kill(child)
+        finally:
+            for fd in fds:
+                os.close(fd)
         return True
 
-    def _launch(self, number: int, job_fd: int, cgroup: int, handed: list[int]) -> None:
-        job = Job.unpack(os.pread(job_fd, os.fstat(job_fd).st_size, 0))
-        network = self._network
+    def _spawn(self, cell: int, cgroup: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup)
         except OSError as error:
-            self._send(("failed", number, "clone3", str(error)))
+            self._send(("failed", cell, "clone3", str(error)))
             return
         if pid == 0:
             ours.close()
-            confine.run_child(job, handed, network, theirs.fileno())
+            confine.run_child(theirs)
         theirs.close()
-        child = _Child(pid, pidfd, ours)
-        try:
-            report = self._guide(job, child)
-        except _StepFailedError as failure:
-            self._network = self._fresh_network()
-            os.close(network)
-            _kill(pidfd)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            os.close(pidfd)
-            ours.close()
-            self._send(("failed", number, failure.step, failure.reason))
-            return
-        self._children[pid] = child
-        self._watch(pidfd, child)
-        self._send(("ready", number, pid, report), [pidfd, network])
-        os.close(network)
-        # Made now for the next launch: a new network namespace costs more than all the rest.
-        self._network = self._fresh_network()
+        child = self._cells[cell] = _Child(cell, pid, pidfd, ours)
+        for fd in (pidfd, ours.fileno()):
+            self._by_fd[fd] = child
+            self._poll.register(fd, select.POLLIN)
+        netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._send(("spawned", cell, pid), [pidfd, netns])
+        os.close(netns)
 
-    def _guide(self, job: Job, child: _Child) -> dict[str, object]:
-        """Answer the child's questions until it is ready; its report."""
-        waiting = select.poll()
-        waiting.register(child.sync.fileno(), select.POLLIN)
-        while True:
-            if not waiting.poll(_STEP_TIMEOUT):
-                raise _StepFailedError("unknown", f"no answer within {_STEP_TIMEOUT} ms")
-            message = child.sync.recv(4096)
-            if message == b"U":
-                _map_ids(job, child.pid)
-                child.sync.send(b"u", socket.MSG_NOSIGNAL)
-            elif message[:1] == b"R":
-                report: dict[str, object] = marshal.loads(message[1:])  # noqa: S302 - our own child
-                return report
-            elif message[:1] == b"E":
-                step, _, reason = message[1:].decode(errors="replace").partition("\0")
-                raise _StepFailedError(step, reason)
-            else:
-                raise _StepFailedError("unknown", "the child died without a word")
-
-    def _watch(self, fd: int, child: _Child) -> None:
-        self._by_fd[fd] = child
-        self._poll.register(fd, select.POLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        if self._by_fd.pop(fd, None):
-            self._poll.unregister(fd)
-
-    def _executed(self, child: _Child) -> None:
-        """EOF on the line: exec succeeded. A message: it did not, and says why."""
+    def _hear(self, child: _Child) -> None:
+        """One message of a child; end of file is its exec, or its death, which follows."""
         message = child.sync.recv(4096)
-        self._unwatch(child.sync.fileno())
-        child.sync.close()
-        if message:
+        kind = message[:1]
+        if kind == b"U":
+            _map_ids(child)
+            _tell(child, b"u")
+        elif kind == b"C":
+            report = marshal.loads(message[1:])  # noqa: S302 - our own child, before its exec
+            self._send(("confined", child.cell, report))
+        elif kind == b"R":
+            self._send(("ready", child.cell))
+        elif kind == b"E":
             step, _, reason = message[1:].decode(errors="replace").partition("\0")
-            self._send(("failed", -child.pid, step, reason))
+            self._send(("failed", child.cell, step, reason))
         else:
-            self._send(("running", child.pid))
+            self._forget(child.sync.fileno())
+            child.sync.close()
+            self._send(("running", child.cell))
+
+    def _forget(self, fd: int) -> None:
+        del self._by_fd[fd]
+        self._poll.unregister(fd)
 
     def _reap(self, child: _Child) -> None:
         status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
-        if child.sync.fileno() != -1:
-            if child.sync.fileno() in self._by_fd:
-                self._executed(child)
-            else:
-                child.sync.close()
-        self._unwatch(child.pidfd)
+        while child.sync.fileno() != -1:
+            self._hear(child)  # its last words
+        self._forget(child.pidfd)
         os.close(child.pidfd)
-        del self._children[child.pid]
+        del self._cells[child.cell]
         exited = status is not None and status.si_code == os.CLD_EXITED
         value = status.si_status if status is not None else -1
-        self._send(("exit", child.pid, value if exited else -1, 0 if exited else value))
+        self._send(("exit", child.cell, value if exited else -1, 0 if exited else value))
 
 
-class _StepFailedError(Exception):
-    def __init__(self, step: str, reason: str) -> None:
-        super().__init__(step, reason)
-        self.step = step
-        self.reason = reason
+def _tell(child: _Child, message: bytes, fds: list[int] | None = None) -> None:
+    try:
+        socket.send_fds(child.sync, [message], fds or [], socket.MSG_NOSIGNAL)
+    except OSError:
+        pass  # it is dead or executing: its exit, or its end of file, says so
 
 
-def _map_ids(job: Job, pid: int) -> None:
+def _map_ids(child: _Child) -> None:
+    uid, gid = child.ids
     for name, value in (
         ("setgroups", "deny"),
-        ("uid_map", f"{job.uid} {job.uid} 1"),
-        ("gid_map", f"{job.gid} {job.gid} 1"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
     ):
-        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{child.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, value.encode())
         finally:
             os.close(fd)
 
 
-def _kill(pidfd: int) -> None:
+def _kill(child: _Child) -> None:
     try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
     except ProcessLookupError:
         pass
 

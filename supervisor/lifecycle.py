@@ -11,16 +11,17 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.errors import ProbeError
 from probes.rules import WatchRules
+from proxy.errors import AuditUnwritable
 from sandbox import verify
 from sandbox.errors import SandboxError, VerificationFailed
-from sandbox.launcher import Running
+from sandbox.launcher import Cell, Running
 from sandbox.plan import SandboxPlan
 from supervisor import doctor
 from supervisor.descriptors import Descriptors
@@ -39,7 +40,17 @@ _STOP_TIME = 3.0
 # Run before or beneath the egress proxy, which so cannot redact for them; they see no message.
 _OWN_LOG = frozenset({EGRESS, LOADER, READER, HELPER, SOFTWARE_TPM})
 
+_RECORD_AGAIN = 5.0  # seconds until a start is tried again that could not be recorded
+
 StartError = (SandboxError, ProbeError, EgressRefused, OSError)
+
+
+class GuaranteeMissing(SandboxError):
+    """A policy requires what this host cannot give and its host file does not waive."""
+
+    def __init__(self, lacking: Sequence[doctor.Guarantee]) -> None:
+        said = "; ".join(f"{need.name}: {need.evidence}. {need.fix}" for need in lacking)
+        super().__init__("guarantee_missing", f"required guarantee missing: {said}")
 
 
 class Lifecycle:
@@ -51,35 +62,49 @@ class Lifecycle:
         # Read ends of the workloads' output. They are kept here, and never read, so that a restart
         # of the egress proxy (which redacts and writes the logs) breaks nobody's stdout.
         self._outputs: dict[str, int] = {}
+        self._spare: Cell | None = None
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def start(self, workload: Workload) -> None:
         """Start and keep running. A failure becomes the workload's state, never an exception."""
         workload.wanted = True
+        async with workload.turn:
+            if workload.running is None and workload.wanted:
+                await self._start(workload)
+
+    async def _start(self, workload: Workload) -> None:
         workload.enter("starting")
         compiled = workload.compiled
-        lacking = doctor.unmet(compiled.sandbox.requires, self._of.guarantees)
-        if lacking:
-            reason = "; ".join(f"{need.name}: {need.evidence}. {need.fix}" for need in lacking)
-            workload.enter("failed", f"required guarantee missing: {reason}")
-            self._of.record("start", workload.id, "refused", reason=workload.error)
+        try:
+            self._require(compiled)
+        except GuaranteeMissing as lacking:
+            workload.enter("failed", str(lacking))
+            self._of.note("start", workload.id, "refused", reason=workload.error)
             return
         try:
+            # On record before anything of it runs.
+            self._of.record("start", workload.id, "allowed", digest=compiled.sandbox.digest)
             extra = self._of.watching.reader_fds() if workload.id == READER else {}
             try:
                 running = await self.launch(compiled, compiled.sandbox, extra, workload)
             finally:
                 for fd in extra.values():
                     os.close(fd)
+        except AuditUnwritable as error:
+            workload.enter("backoff", str(error))
+            self.spawn(self._restart(workload, _RECORD_AGAIN))
+            return
         except StartError as error:
-            self._of.record("start", workload.id, "failed", reason=str(error))
+            self._of.note("start", workload.id, "failed", reason=str(error))
             self._crashed(workload, str(error))
             return
         workload.running = running
         workload.enter("running")
-        self._of.record("start", workload.id, "allowed", digest=compiled.sandbox.digest)
         self.spawn(self._follow(workload, running))
         if workload.id == EGRESS:
             await self._announce_all()
+        elif workload.id == SOFTWARE_TPM:
+            self.spawn(self._of.reopen())
 
     async def launch(
         self,
@@ -95,71 +120,104 @@ class Lifecycle:
         """
         of = self._of
         with ExitStack() as undo, ExitStack() as after:
+            cell = self._take()
+            undo.callback(self._discard, cell)
             descriptors = of.outfitter.open(compiled, of.config_of(compiled), extra)
             after.callback(descriptors.close)
             undo.callback(descriptors.close_ours)
-            leaf = of.slice.leaf(plan.workload)
-            undo.callback(leaf.destroy)
-            leaf.apply(plan.limits, of.waived_controllers)
             ends = stdio or self._output(plan.workload, compiled, after)
-            running = await of.launcher.launch(plan, leaf, ends, descriptors.fds)
-            undo.callback(self._close, running)
-            undo.callback(of.launcher.abort, running)
+            launching = asyncio.ensure_future(of.launcher.launch(plan, cell, ends, descriptors.fds))
+            undo.callback(launching.cancel)
+            await asyncio.sleep(0)  # on its way; the limits are in force before it is released
+            cell.leaf.apply(plan.limits, of.waived_controllers)
+            running = await launching
             findings = verify.inspect(
-                plan, leaf, running.pid, running.report, of.waived_controllers, unreleased=True
+                plan, cell.leaf, running.pid, running.report, of.waived_controllers, unreleased=True
             )
+            await asyncio.shield(cell.ready)
+            findings.append(verify.inspect_filters(plan, running.pid))
             wrong = [f"{f.layer}: {f.evidence}" for f in findings if f.verdict == "FAIL"]
             if wrong:
                 raise VerificationFailed(plan.workload, wrong)
             # Not earlier: the launcher's own steps in the cgroup are high-risk calls.
-            of.watching.register(leaf.id, plan.workload, _rules(compiled, stdio is not None))
-            undo.callback(of.watching.unregister, leaf.id)
+            of.watching.register(cell.leaf.id, plan.workload, _rules(compiled, stdio is not None))
+            undo.callback(of.watching.unregister, cell.leaf.id)
             if workload is not None:
+                undo.callback(self._disconnect, workload)
                 await self._connect(workload, running, descriptors)
             await of.launcher.release(running)
             undo.pop_all()
+        # Ready-made for the next launch, while nobody waits for it.
+        self._spare = of.launcher.spawn(of.slice.leaf())
         return running
+
+    def _take(self) -> Cell:
+        """The spare cell, or a new one."""
+        cell, self._spare = self._spare, None
+        if cell is not None and cell.exited.done():
+            self._discard(cell)
+            cell = None
+        return cell or self._of.launcher.spawn(self._of.slice.leaf())
+
+    def _discard(self, cell: Cell) -> None:
+        with suppress(SandboxError):
+            self._of.launcher.abort(cell)
+        cell.leaf.destroy()
+        cell.close()
 
     async def one_shot(
         self, id_: str, verbs: tuple[str, ...], extra: Mapping[str, int], timeout: float = 60.0
     ) -> int:
-        """Run a service to its end; its exit code, or 128 + signal. Raises what launch raises."""
-        compiled = self._of.compiled[id_]
-        argv = (*compiled.sandbox.argv, *verbs)
-        running = await self.launch(
-            compiled, dataclasses.replace(compiled.sandbox, argv=argv), extra
-        )
-        return await self._finish(running, timeout)
+        """Run a service to its end; its exit code, or 128 + signal. One at a time of each.
+
+        Raises what launch raises, and SandboxError where the policy is missing or cannot be kept.
+        """
+        compiled = self._of.compiled.get(id_)
+        if compiled is None:
+            fix = "`anchorhold status` names the mistake in its policy"
+            raise SandboxError("no_policy", f"{id_} has no valid policy", fix)
+        self._require(compiled)
+        plan = dataclasses.replace(compiled.sandbox, argv=(*compiled.sandbox.argv, *verbs))
+        async with self._turn(plan.workload):
+            return await self._finish(await self.launch(compiled, plan, extra), timeout)
 
     async def try_out(
         self, id_: str, argv: tuple[str, ...], stdio: tuple[int, int, int], timeout: float
     ) -> int:
         """Run `argv` in a fresh sandbox of `id_`'s policy, under a uid of its own."""
         compiled = self._of.compiled[id_]
+        self._require(compiled)
         uid = self._of.spare_uid
         plan = dataclasses.replace(
             compiled.sandbox, workload=f"try.{id_}", argv=argv, uid=uid, gid=uid, fds=()
         )
-        running = await self.launch(compiled, plan, {}, stdio=stdio)
-        return await self._finish(running, timeout)
+        async with self._turn(plan.workload):
+            running = await self.launch(compiled, plan, {}, stdio=stdio)
+            return await self._finish(running, timeout)
 
     async def stop(self, workload: Workload) -> None:
         """SIGTERM, a few seconds, then cgroup.kill. The state is "stopped" when this returns."""
         workload.wanted = False
-        running = workload.running
-        if running is not None:
+        async with workload.turn:
+            if (running := workload.running) is not None:
+                # What was contained must not run again, not even to say goodbye.
+                await self._end(running, at_once=workload.state == "quarantined")
+                self._settle(workload, running)
+            workload.enter("stopped")
+
+    async def _end(self, running: Running, at_once: bool) -> None:
+        lost = self._of.launcher.lost.done()  # then nobody tells us of exits
+        if not at_once and not lost:
             running.leaf.thaw()
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(running.pidfd, signal.SIGTERM)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_STOP_TIME):
                     await asyncio.shield(running.exited)
-            except TimeoutError:
-                running.leaf.kill()
+        if not running.exited.done():
+            running.leaf.kill()
+            if not lost:
                 await asyncio.shield(running.exited)
-            await asyncio.sleep(0)
-            self._settle(workload, running)
-        workload.enter("stopped")
 
     async def serving(self, workload: Workload, seconds: float = 10.0) -> bool:
         """Wait until it listens on every port of its policy; False: not in time, or it ended.
@@ -180,18 +238,28 @@ class Lifecycle:
         if workload.running is None or workload.state == "quarantined":
             return
         workload.wanted = False
-        if kill:
-            workload.running.leaf.kill()
-        else:
-            workload.running.leaf.freeze()
         workload.enter("quarantined", reason)
-        self._of.record("contain", workload.id, "refused", reason=reason)
+        leaf = workload.running.leaf
+        try:
+            leaf.kill() if kill else leaf.freeze()
+        except SandboxError:  # what does not freeze in time is not left to run
+            leaf.kill()
+        self._of.note("contain", workload.id, "refused", reason=reason)
 
-    def spawn(self, job: Coroutine[None, None, None]) -> None:
-        """Run `job` beside everything else; its failure is the supervisor's."""
+    def spawn(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run `job` beside everything else, whoever asked for it."""
         task = asyncio.get_running_loop().create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        """Who may use the cgroup of a short run called `name`."""
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    def _require(self, compiled: CompiledPolicy) -> None:
+        if lacking := doctor.unmet(compiled.sandbox.requires, self._of.guarantees):
+            raise GuaranteeMissing(lacking)
 
     async def _finish(self, running: Running, timeout: float) -> int:
         try:
@@ -203,7 +271,7 @@ class Lifecycle:
         finally:
             self._of.watching.unregister(running.leaf.id)
             running.leaf.destroy()
-            self._close(running)
+            running.cell.close()
         return 128 + number if number else code
 
     async def _follow(self, workload: Workload, running: Running) -> None:
@@ -212,7 +280,7 @@ class Lifecycle:
             return  # stop() settled it
         self._settle(workload, running)
         how = f"signal {signal.Signals(number).name}" if number else f"exit code {code}"
-        self._of.record("exit", workload.id, "failed" if code else "allowed", reason=how)
+        self._of.note("exit", workload.id, "failed" if code else "allowed", reason=how)
         if workload.id == EGRESS:
             self._freeze_callers()
         if workload.state == "quarantined" or not workload.wanted:
@@ -232,18 +300,16 @@ class Lifecycle:
         cgroup = running.leaf.id
         running.leaf.destroy()
         self._of.watching.unregister(cgroup)
-        self._of.broker.unregister(workload.id)
-        if workload.id == EGRESS:
-            self._of.egress = None
+        self._disconnect(workload)
         if (output := self._outputs.pop(workload.id, None)) is not None:
             os.close(output)
-        self._close(running)
+        running.cell.close()
 
     def _crashed(self, workload: Workload, how: str) -> None:
         delay = workload.crashes.add()
         if delay is None:
             workload.enter("quarantined", f"crashed five times in a minute, last: {how}")
-            self._of.record("quarantine", workload.id, "refused", reason=how)
+            self._of.note("quarantine", workload.id, "refused", reason=how)
             return
         workload.enter("backoff", how)
         self.spawn(self._restart(workload, delay))
@@ -265,6 +331,14 @@ class Lifecycle:
         else:
             await self._announce(workload)
 
+    def _disconnect(self, workload: Workload) -> None:
+        of = self._of
+        with suppress(SandboxError):  # without broker everything is about to end
+            of.broker.unregister(workload.id)
+        if workload.id == EGRESS and of.egress is not None:
+            of.egress.close()
+            of.egress = None
+
     async def _announce(self, workload: Workload) -> None:
         """Tell the egress proxy who this is: its model socket and its output."""
         of = self._of
@@ -285,15 +359,16 @@ class Lifecycle:
 
     async def _announce_all(self) -> None:
         """After a (re)start of the egress proxy: keys, then everybody, then let them run again."""
-        try:
-            await self._of.unlock()
-            for workload in self._of.workloads.values():
-                if workload.running is not None and workload.id != EGRESS:
-                    await self._announce(workload)
-                    if workload.state == "running":
-                        workload.running.leaf.thaw()
-        except StartError as error:
-            self._of.record("announce", EGRESS, "failed", reason=str(error))
+        await self._of.unlock()
+        for workload in self._of.workloads.values():
+            if workload.running is None or workload.id == EGRESS:
+                continue
+            try:
+                await self._announce(workload)
+                if workload.running is not None and workload.state == "running":
+                    workload.running.leaf.thaw()
+            except StartError as error:
+                self._of.note("announce", workload.id, "failed", reason=str(error))
 
     def _freeze_callers(self) -> None:
         """Without the proxy nothing that talks to models may go on."""
@@ -316,11 +391,6 @@ class Lifecycle:
             os.close(old)
         self._outputs[name] = reading
         return -1, writing, writing
-
-    @staticmethod
-    def _close(running: Running) -> None:
-        os.close(running.pidfd)
-        os.close(running.netns)
 
 
 def _listening(pid: int) -> set[int]:

@@ -77,22 +77,24 @@ class Cell:
             finally:
                 code, number = await running.exited
                 running.leaf.destroy()
-                os.close(running.pidfd)
-                os.close(running.netns)
+                running.cell.close()
             out.seek(0)
             return Result(code, number, out.read().decode(), findings)
 
     async def hold(self, plan: SandboxPlan, out: int = 2) -> Running:
         """A sandbox that waits before its first instruction."""
-        leaf = self.slice.leaf(plan.workload)
+        leaf = self.slice.leaf()
         leaf.apply(plan.limits, WAIVED)
         fds = dict.fromkeys(plan.fds, out)
-        return await self.launcher.launch(plan, leaf, (-1, out, out), fds)
+        running = await self.launcher.launch(plan, self.launcher.spawn(leaf), (-1, out, out), fds)
+        await running.cell.ready
+        return running
 
     def inspect(self, running: Running) -> list[verify.Finding]:
         """Every layer, from outside."""
         found = (running.plan, running.leaf, running.pid, running.report, WAIVED)
-        return verify.inspect(*found, unreleased=True)
+        filters = verify.inspect_filters(running.plan, running.pid)
+        return [*verify.inspect(*found, unreleased=True), filters]
 
     def close(self) -> None:
         """End the launcher and everything it started."""

@@ -36,7 +36,6 @@ def test_a_missing_path_fails_the_step_that_needs_it(cell: Cell) -> None:
         cell.run("print('ran')", Bind("/no/such/path", "/data", ("read",)))
     assert failure.value.step == "new root"
     assert "no/such/path" in str(failure.value)
-    cell.slice.leaf("adapter.rest").destroy()
     assert cell.run("print('ran')").out == "ran\n"
 
 
@@ -98,7 +97,7 @@ def test_a_process_that_differs_from_its_plan_is_found(cell: Cell) -> None:
         failed = {f.layer for f in cell.inspect(running) if f.verdict == "FAIL"}
         assert layer in failed, (change, failed)
         running.plan = cell.command((PYTHON, "-I", "-c", "pass"))
-    cell.launcher.abort(running)
+    cell.launcher.abort(running.cell)
     assert wait_until_gone(running.pid)
 
 
@@ -117,7 +116,7 @@ def test_workloads_die_with_the_launcher(cell: Cell) -> None:
 
 
 def test_a_limit_that_the_host_cannot_give_stops_the_start(cell: Cell) -> None:
-    leaf = cell.slice.leaf("limits.test")
+    leaf = cell.slice.leaf()
     try:
         if "memory" in cell.slice.controllers:
             assert leaf.apply(Limits(1 << 26, None, None), frozenset()) == []
