@@ -9,14 +9,14 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from probes import events
-from probes.errors import ProbeError
-from proxy.audit import AuditLog
+from proxy.audit import AuditLog, AuditUnwritable
 from sandbox.broker import BrokerHandle
 from sandbox.cgroup import Slice, find_mount
 from sandbox.launcher import Launcher
@@ -26,7 +26,7 @@ from supervisor.descriptors import Outfitter
 from supervisor.egress import Egress
 from supervisor.host import Host
 from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, VaultRefused, public_keys
-from supervisor.lifecycle import EGRESS, Lifecycle
+from supervisor.lifecycle import EGRESS, Lifecycle, StartError
 from supervisor.policy.compile import compile_policies
 from supervisor.policy.context import host_context
 from supervisor.policy.digest import check_versions
@@ -34,6 +34,7 @@ from supervisor.policy.errors import PolicyError
 from supervisor.policy.parse import load_directory
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.policy.wiring import broker_targets, egress_config, ingress_config
+from supervisor.vault.errors import Fault
 from supervisor.watching import LOADER, READER, Watching
 from supervisor.workload import Workload
 
@@ -118,6 +119,9 @@ class Supervisor:
                 if workload.compiled.policy.kind == kind:
                     await self._start(id_)
         # Last: no request may come in before those who answer it are there.
+        await asyncio.gather(
+            *(self.lifecycle.serving(one) for one in self.workloads.values() if one.running)
+        )
         await self._start(INGRESS)
 
     async def _take_down(self) -> None:
@@ -128,7 +132,7 @@ class Supervisor:
         self.watching.detach_reader()
         self.slice.remove()
         self.channels.close()
-        self.record("stop", "supervisor", "allowed")
+        self.note("stop", "supervisor", "allowed")
 
     async def _start(self, id_: str) -> None:
         if workload := self.workloads.get(id_):
@@ -139,10 +143,10 @@ class Supervisor:
             return
         try:
             await self.watching.load(self.compiled[LOADER].sandbox.uid, self._one_shot)
-        except (ProbeError, OSError) as error:
+        except StartError as error:
             # Workloads that require probes are refused by name when their turn comes.
             self._lose("probes", str(error))
-            self.record("probes", LOADER, "failed", reason=str(error))
+            self.note("probes", LOADER, "failed", reason=str(error))
             return
         await self._start(READER)
 
@@ -158,21 +162,40 @@ class Supervisor:
     async def _vault_status(self) -> dict[str, Any]:
         try:
             return await self.keys.open_or_create()
-        except VaultRefused as refusal:
-            self.record("vault", HELPER, "refused", reason=str(refusal))
-            return {"problem": refusal.fault.name, "fix": refusal.fault.fix}
+        except (VaultRefused, *StartError) as error:
+            self.note("vault", HELPER, "refused", reason=str(error))
+            return {"problem": str(error), "fix": getattr(error, "fix", "")}
 
     async def unlock(self) -> None:
         """Hand the keys to the egress proxy; a locked vault leaves it answering 503."""
         if self.egress is None:
             return
         try:
-            await self.keys.hand_to(self.egress)
             self.record("unlock", EGRESS, "allowed")
-        except VaultRefused as refusal:
-            self.record("unlock", EGRESS, "refused", reason=str(refusal))
+            await self.keys.hand_to(self.egress)
+        except (VaultRefused, AuditUnwritable, *StartError) as error:
+            self.note("unlock", EGRESS, "refused", reason=str(error))
+            self.vault |= {"problem": f"locked: {error}", "fix": getattr(error, "fix", "")}
+        else:
+            self.vault.pop("problem", None)
+
+    async def reopen(self) -> None:
+        """The software TPM was started again: what waited for it goes on."""
+        if self.egress is None:
+            return
+        if not public_keys(self.vault):
+            self.vault = await self._vault_status()
+            if public_keys(self.vault) and (ingress := self.workloads.get(INGRESS)):
+                await self.lifecycle.stop(ingress)
+                await self.lifecycle.start(ingress)
+        await self.unlock()
 
     async def _one_shot(self, id_: str, words: tuple[str, ...], extra: Any) -> int:
+        if id_ == HELPER and self.host_tpm_is_software:
+            tpm = self.workloads.get(SOFTWARE_TPM)
+            if tpm is None or tpm.state in ("stopped", "failed", "quarantined"):
+                # Its socket would take the connection and nobody would ever answer.
+                raise VaultRefused(Fault.TPM_ABSENT)
         return await self.lifecycle.one_shot(id_, words, extra)
 
     def config_of(self, compiled: CompiledPolicy) -> object:
@@ -199,6 +222,13 @@ class Supervisor:
     def record(self, event: str, workload: str, verdict: str, **more: object) -> None:
         """One line of the supervisor's own audit log. Raises AuditUnwritable."""
         self.audit.write(hop="supervisor", event=event, workload=workload, verdict=verdict, **more)
+
+    def note(self, event: str, workload: str, verdict: str, **more: object) -> None:
+        """The same for what has happened anyhow: a full disk must not stop the mending."""
+        try:
+            self.record(event, workload, verdict, **more)
+        except AuditUnwritable as error:
+            print(f"{event} {workload} {verdict} {more}: {error}", file=sys.stderr)
 
     def _tpm(self) -> str:
         if self.host_tpm_is_software:
@@ -253,7 +283,7 @@ class Supervisor:
     def _lost(self, lost: asyncio.Future[None], what: str) -> None:
         asyncio.get_running_loop().remove_reader(self.broker.control.fileno())
         if not lost.done():
-            self.record("lost", what, "failed", reason=f"the {what} died; stopping everything")
+            self.note("lost", what, "failed", reason=f"the {what} died; stopping everything")
             lost.set_result(None)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 
 from sandbox.errors import SandboxError
 from supervisor.cli import exits
@@ -44,24 +45,31 @@ class _Verbs:
             self._of.stop()
             return {"stopped": "all"}
         workload = self._workload(request)
-        await self._of.lifecycle.stop(workload)
-        self._of.record("stop", workload.id, "allowed")
+        await self._to_its_end(self._of.lifecycle.stop(workload))
+        self._of.note("stop", workload.id, "allowed")
         return {"stopped": workload.id}
 
     async def restart(self, request: Request) -> object:
         workload = self._workload(request)
-        await self._of.lifecycle.stop(workload)
-        workload.crashes.forget()
-        workload.restarts += 1
-        await self._of.lifecycle.start(workload)
-        if workload.state != "running":
+        await self._to_its_end(self._restart(workload))
+        if not await self._of.lifecycle.serving(workload):
             raise ControlError(
                 "start_failed",
-                f"{workload.id} did not start: {workload.error}",
+                f"{workload.id} did not start: {workload.error or 'it does not listen'}",
                 f"correct {workload.compiled.policy.file} or the host, then restart it again",
                 exits.REFUSED_START if workload.state == "failed" else exits.FAILED,
             )
         return {"restarted": workload.id}
+
+    async def _restart(self, workload: Workload) -> None:
+        await self._of.lifecycle.stop(workload)
+        workload.crashes.forget()
+        workload.restarts += 1
+        await self._of.lifecycle.start(workload)
+
+    async def _to_its_end(self, job: Coroutine[None, None, None]) -> None:
+        """A client that leaves cancels its handler, but no half-done start or stop may remain."""
+        await asyncio.shield(self._of.lifecycle.spawn(job))
 
     async def issue_token(self, request: Request) -> object:
         client, workload = _text(request, "client"), _text(request, "workload")
@@ -100,6 +108,7 @@ class _Verbs:
             raise _usage("try needs stdin, stdout and stderr")
         stdin, stdout, stderr = (os.dup(fd) for fd in request.fds)
         try:
+            self._of.record("try", workload.id, "allowed")
             code = await self._of.lifecycle.try_out(
                 workload.id, tuple(argv), (stdin, stdout, stderr), _TRY_TIME
             )
@@ -109,7 +118,7 @@ class _Verbs:
         finally:
             for fd in (stdin, stdout, stderr):
                 os.close(fd)
-        self._of.record("try", workload.id, "allowed", code=code)
+        self._of.note("tried", workload.id, "allowed", code=code)
         killed = code > 128
         return {"exit": None if killed else code, "signal": code - 128 if killed else None}
 

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ class Watching:
     def _tell(self, cgroup: int, workload: str) -> None:
         if self._line is not None:
             message = {"op": "workload", "cgroup": cgroup, "id": workload}
-            self._line.send(json.dumps(message).encode())
+            with suppress(OSError):  # the reader is going; the next one is told every name
+                self._line.send(json.dumps(message).encode())
 
     def _receive(self) -> None:
         while self._line is not None:

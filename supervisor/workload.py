@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Crashes:
 
 @dataclass
 class Workload:
-    """A compiled policy and what has become of it."""
+    """A compiled policy and what has become of it. Who starts or stops it holds `turn`."""
 
     compiled: CompiledPolicy
     state: State = "stopped"
@@ -50,6 +51,7 @@ class Workload:
     findings: list[Finding] = field(default_factory=list)
     crashes: Crashes = field(default_factory=Crashes)
     wanted: bool = True
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> str:
