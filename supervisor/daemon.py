@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import sys
 
 from sandbox import credentials, syscalls, zygote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox import broker
+    from supervisor.host import Host
 
 DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
 
@@ -25,6 +33,7 @@ _KEPT = (
     "bpf",
     "perfmon",
 )
+_NOBODY = 65534
 _BROKER_ID = 4095  # above every uid that policies can get from the range
 
 
@@ -45,7 +54,9 @@ def main(argv: list[str]) -> int:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     _, launcher = zygote.start()
-    return _supervise(host_file, launcher)
+    from sandbox import broker  # only now: what is imported before is copied at every launch
+
+    return _supervise(host_file, launcher, broker.fork())
 
 
 def _host_file(words: list[str]) -> str | None:
@@ -56,12 +67,12 @@ def _host_file(words: list[str]) -> str | None:
     return None
 
 
-def _supervise(host_file: str, launcher: object) -> int:
-    # No TLS in a root process; this also keeps OpenSSL's memory out of it.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
+def _supervise(host_file: str, launcher: socket.socket, handle: broker.BrokerHandle) -> int:
+    # No TLS in a root process, and hashlib has SHA-256 without it: OpenSSL stays out of here.
+    for module in ("ssl", "_hashlib"):
+        sys.modules[module] = None  # type: ignore[assignment]
     from pathlib import Path
 
-    from sandbox import broker
     from supervisor.host import load_host
     from supervisor.policy.errors import PolicyErrors
 
@@ -77,14 +88,16 @@ def _supervise(host_file: str, launcher: object) -> int:
         print(f"anchorhold up: another supervisor runs in {run}", file=sys.stderr)
         return 1
     (run / "stage").mkdir(mode=0o700, exist_ok=True)
-    handle = broker.start(host.id_base + _BROKER_ID)
+    # Names are looked up by a process of their own, and only where the host file has any.
+    named = any(upstream.host for upstream in host.upstreams)
+    handle.lock_down(host.id_base + _BROKER_ID, resolver_uid=_NOBODY if named else None)
 
     import asyncio
 
     return asyncio.run(_serve(host, launcher, handle))
 
 
-async def _serve(host: object, launcher: object, handle: object) -> int:
+async def _serve(host: Host, launcher: socket.socket, handle: broker.BrokerHandle) -> int:
     from pathlib import Path
 
     from supervisor.control import ControlServer
@@ -92,8 +105,8 @@ async def _serve(host: object, launcher: object, handle: object) -> int:
     from supervisor.verbs import handlers
     from supervisor.watching import mount_bpf
 
-    mount_bpf(Path(host.paths.run) / "bpf")  # type: ignore[attr-defined]
-    supervisor = Supervisor(host, launcher, handle)  # type: ignore[arg-type]
+    mount_bpf(Path(host.paths.run) / "bpf")
+    supervisor = Supervisor(host, launcher, handle)
     _give_up()
     control = ControlServer(supervisor.run_directory / "control.sock", handlers(supervisor))
     await control.start()
@@ -112,7 +125,7 @@ def _give_up() -> None:
     credentials.no_new_privileges()
 
 
-def _only_one(run: object) -> bool:
+def _only_one(run: Path) -> bool:
     import fcntl
 
     fd = os.open(f"{run}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -128,8 +141,6 @@ def _ready() -> None:
     """Tell systemd, where it asked: sd_notify(3)."""
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if address:
-        import socket
-
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.sendto(b"READY=1", address.replace("@", "\0", 1))
     print("anchorhold: ready", flush=True)

@@ -19,11 +19,12 @@ GUARANTEES = (
     "cgroup:memory", "cgroup:pids", "cgroup:cpu", "cgroup:io", "landlock", "probes", "seccomp",
     "userns", "mdwe", "secret-memory", "software-tpm", "file-key", "pin-rate-limit",
 )  # fmt: skip
-_TABLES, _ARRAYS = ("paths", "ids", "tpm", "gateway"), ("waive", "upstream")
+_TABLES, _ARRAYS = ("paths", "ids", "tpm", "gateway", "probes"), ("waive", "upstream")
 _PATH = r"(/[A-Za-z0-9._+@-]+)+"
 _HOST = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]+\]"
 _ADDRESS = r"(([0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:]+\]):[0-9]{1,5}"
-_ORIGIN = r"https?://[a-z0-9.:\[\]-]+"
+_ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
+_NETWORK = r"[0-9a-f.:]+(/[0-9]{1,3})?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class Waiver:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A model server: a workload (plain HTTP inside its namespace) or a host (TLS)."""
+    """A model server: a workload (plain HTTP inside its namespace) or a host (TLS).
+
+    `addresses` are the networks that `host` may resolve to although they are not public.
+    """
 
     name: str
     path: str
@@ -61,6 +65,7 @@ class Upstream:
     port: int = 443
     header: str = "authorization"
     prefix: str = "Bearer "
+    addresses: tuple[str, ...] = ()
 
     @property
     def scheme(self) -> str:
@@ -70,7 +75,7 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One host file."""
+    """One host file. `denials`: the costlier probe that reports refused calls may be attached."""
 
     file: str
     paths: Paths
@@ -79,6 +84,7 @@ class Host:
     tpm: str
     listen: str
     origins: tuple[str, ...]
+    denials: bool
     upstreams: tuple[Upstream, ...]
 
     def waived(self, today: date) -> frozenset[str]:
@@ -115,6 +121,7 @@ def _host(document: Document) -> Host:
         tuple(_waiver(table) for table in document.many("waive")),
         _tpm(document.one("tpm")),
         *_gateway(_need(document, "gateway")),
+        _denials(document.one("probes")),
         tuple(_upstream(table) for table in document.many("upstream")),
     )
     for array, key in (("waive", "guarantee"), ("upstream", "name")):
@@ -197,6 +204,14 @@ def _gateway(table: Table) -> tuple[str, tuple[str, ...]]:
     return listen, origins
 
 
+def _denials(table: Table | None) -> bool:
+    if table is None:
+        return False
+    denials = table.boolean("denials", False)
+    table.finish()
+    return denials
+
+
 def _upstream(table: Table) -> Upstream:
     name = table.rule = table.string("name", RULE_ID, what="a name in a-z, 0-9 and -")
     if table.has("workload") == table.has("host"):
@@ -212,6 +227,9 @@ def _upstream(table: Table) -> Upstream:
         table.integer("port", 1, 65535, None if inside else 443),
         table.string("header", r"[a-z][a-z0-9-]*", "authorization", "a lower-case header name"),
         table.string("prefix", r"([A-Za-z]+ )?", "Bearer ", 'such as "Bearer "'),
+        ()
+        if inside
+        else table.strings("addresses", _NETWORK, False, 'a network such as "192.168.1.0/24"'),
     )
     table.finish()
     return upstream

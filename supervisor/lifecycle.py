@@ -140,7 +140,9 @@ class Lifecycle:
             if wrong:
                 raise VerificationFailed(plan.workload, wrong)
             # Not earlier: the launcher's own steps in the cgroup are high-risk calls.
-            of.watching.register(cell.leaf.id, plan.workload, _rules(compiled, stdio is not None))
+            of.watching.register(
+                cell.leaf.id, plan.workload, self._rules(compiled, stdio is not None)
+            )
             undo.callback(of.watching.unregister, cell.leaf.id)
             if workload is not None:
                 undo.callback(self._disconnect, workload)
@@ -148,7 +150,8 @@ class Lifecycle:
             await of.launcher.release(running)
             undo.pop_all()
         # Ready-made for the next launch, while nobody waits for it.
-        self._spare = of.launcher.spawn(of.slice.leaf())
+        if self._spare is None:
+            self._spare = of.launcher.spawn(of.slice.leaf())
         return running
 
     def _take(self) -> Cell:
@@ -158,6 +161,16 @@ class Lifecycle:
             self._discard(cell)
             cell = None
         return cell or self._of.launcher.spawn(self._of.slice.leaf())
+
+    def _rules(self, compiled: CompiledPolicy, trial: bool) -> WatchRules:
+        watch = compiled.watch
+        return WatchRules(
+            allowed=frozenset(watch.allowed),
+            high_risk=frozenset(watch.high_risk),
+            on_high_risk=watch.on_high_risk,
+            on_unseen=watch.on_unseen,
+            denials=self._of.watching.denials and (watch.denials or trial),
+        )
 
     def _discard(self, cell: Cell) -> None:
         with suppress(SandboxError):
@@ -398,14 +411,3 @@ def _listening(pid: int) -> set[int]:
     lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     fields = (line.split() for line in lines)
     return {int(local.rpartition(":")[2], 16) for _, local, _, state, *_ in fields if state == "0A"}
-
-
-def _rules(compiled: CompiledPolicy, trial: bool) -> WatchRules:
-    watch = compiled.watch
-    return WatchRules(
-        allowed=frozenset(watch.allowed),
-        high_risk=frozenset(watch.high_risk),
-        on_high_risk=watch.on_high_risk,
-        on_unseen=watch.on_unseen,
-        denials=watch.denials or trial,
-    )

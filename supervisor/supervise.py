@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -63,7 +62,9 @@ class Supervisor:
         self.compiled = self._compile()
         self.slice = Slice(find_mount() / self.run_directory.name)
         self.launcher = Launcher(zygote, self.run_directory / "stage")
-        self.watching = Watching(self.run_directory / "bpf", self.slice, self._noticed)
+        self.watching = Watching(
+            self.run_directory / "bpf", self.slice, self._noticed, host.denials
+        )
         self.channels = Channels(self.run_directory / "channel", self.compiled)
         self.outfitter = Outfitter(
             self.state,
@@ -249,7 +250,7 @@ class Supervisor:
         errors += older
         refused = {error.file for error in older}
         policies = [policy for policy in policies if policy.file not in refused]
-        tokens = {p.id: f"anchorhold-placeholder-{secrets.token_hex(16)}" for p in policies}
+        tokens = {p.id: f"anchorhold-placeholder-{os.urandom(16).hex()}" for p in policies}
         context = host_context(policies, self.host, tokens, known["ids"])
         compiled = compile_policies(policies, self.host, context, errors)
         known["ids"] = dict(context.uids)
@@ -313,7 +314,11 @@ def _targets(
         client: {
             name: {"workload": target.workload, "port": target.port}
             if target.workload
-            else {"host": target.host, "port": target.port}
+            else {
+                "host": target.host,
+                "port": target.port,
+                "addresses": list(target.addresses),
+            }
             for name, target in targets.items()
         }
         for client, targets in broker_targets(compiled, host).items()

@@ -41,8 +41,13 @@ class Watching:
     """Loaded probes and the line to their reader."""
 
     def __init__(
-        self, directory: Path, tree: Slice, react: Callable[[events.Notice], None]
+        self,
+        directory: Path,
+        tree: Slice,
+        react: Callable[[events.Notice], None],
+        denials: bool,
     ) -> None:
+        self.denials = denials
         self._pins = directory / _PINS
         self._slice = tree
         self._react = react
@@ -59,7 +64,7 @@ class Watching:
         config = {
             # Depth below the root of the hierarchy: slice, then leaf.
             "level": len(_hierarchy_path(self._slice.path).strip("/").split("/")) + 1,
-            "denials": True,
+            "denials": self.denials,
             "pins": "/sys/fs/bpf",
         }
         sealed = memfd(config)

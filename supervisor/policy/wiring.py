@@ -21,6 +21,7 @@ class Target:
     workload: str | None
     host: str | None
     port: int
+    addresses: tuple[str, ...] = ()
 
 
 def egress_config(compiled: Mapping[str, CompiledPolicy], host: Host) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def broker_targets(
 ) -> dict[str, dict[str, Target]]:
     """What each proxy may dial: by service id, then by target name. Anything else is refused."""
     upstreams = {
-        f"upstream.{u.name}": Target(f"upstream.{u.name}", u.workload, u.host, u.port)
+        f"upstream.{u.name}": Target(f"upstream.{u.name}", u.workload, u.host, u.port, u.addresses)
         for u in host.upstreams
     }
     routes = {
