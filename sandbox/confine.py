@@ -67,12 +67,12 @@ class Sync:
             os._exit(125)
 
 
-def run_child(line: socket.socket) -> None:
+def run_child(line: socket.socket, stage: str) -> None:
     """Confine and execute; never returns. A failure is reported as b"E" step NUL reason."""
     sync = Sync(line)
     try:
-        prepare(sync)
-        confine(*sync.wait_for_job(), sync)
+        root = prepare(stage, sync)
+        confine(*sync.wait_for_job(), root, sync)
     except BaseException as error:
         try:
             os.write(sync.fd, f"E{sync.step}\0{type(error).__name__}: {error}".encode()[:1024])
@@ -80,8 +80,11 @@ def run_child(line: socket.socket) -> None:
             os._exit(126)
 
 
-def prepare(sync: Sync) -> None:
-    """What every workload gets, before it is known which one this will be."""
+def prepare(stage: str, sync: Sync) -> mounts.Root:
+    """What every workload gets, before it is known which one this will be.
+
+    `stage`: an empty directory, covered by the new root in this process's namespace only.
+    """
     at = sync.at
 
     at("die with the parent")
@@ -109,8 +112,12 @@ def prepare(sync: Sync) -> None:
     # Per pid namespace; Landlock and noexec mounts do not see memfds. Absent before Linux 6.3.
     _write("/proc/sys/vm/memfd_noexec", "2", missing_ok=True)
 
+    at("empty root")
+    os.umask(0o022)
+    return mounts.empty_root(stage)
 
-def confine(job: Job, fds: list[int], sync: Sync) -> None:
+
+def confine(job: Job, fds: list[int], root: mounts.Root, sync: Sync) -> None:
     """What `job` asks for, up to its exec. `fds` as from `Sync.wait_for_job`."""
     at = sync.at
 
@@ -127,13 +134,12 @@ def confine(job: Job, fds: list[int], sync: Sync) -> None:
     syscalls.mount("", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
 
     at("new root")
-    os.umask(0o022)
-    root = mounts.build_root(job.stage, job.mounts)
+    mounts.fill_root(root, job.mounts)
     os.umask(0o077)
     sysctl = os.open("/proc/sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     at("change root")
-    mounts.enter_root(root)
+    mounts.enter_root(root.tree)
 
     at("executable")
     # Opened in the new root, never before: the host's mount flags would apply (CVE-2019-5736).

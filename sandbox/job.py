@@ -14,7 +14,6 @@ class Job:
 
     workload: str
     hostname: str
-    stage: str  # an empty directory, covered by the new root in the child's namespace only
     executable: str
     argv: list[bytes]
     environment: list[bytes]

@@ -98,7 +98,7 @@ class Launcher:
         cell = self._cells[self._number] = Cell(self._number, leaf, self._loop)
         fd = leaf.open()
         try:
-            self._say(("spawn", cell.number), [fd])
+            self._say(("spawn", cell.number, str(self._stage)), [fd])
         finally:
             os.close(fd)
         return cell
@@ -144,7 +144,7 @@ class Launcher:
         self._jobs[id(plan)] = plan, self._pack(plan)
 
     def _pack(self, plan: SandboxPlan) -> int:
-        job = flatten(plan, str(self._stage), self._abi, self._last_capability)
+        job = flatten(plan, self._abi, self._last_capability)
         fd = os.memfd_create("job", os.MFD_CLOEXEC)
         os.write(fd, job.pack())
         return fd
@@ -201,7 +201,7 @@ def _lost() -> SandboxError:
     return SandboxError("zygote_lost", "the launcher process died", "restart anchorhold")
 
 
-def flatten(plan: SandboxPlan, stage: str, abi: int, last_capability: int) -> Job:
+def flatten(plan: SandboxPlan, abi: int, last_capability: int) -> Job:
     """The job that executes `plan` on a kernel with Landlock ABI `abi`."""
     mounts = sorted(plan.mounts, key=lambda mount: _target(mount).count("/"))
     paths = [
@@ -230,7 +230,6 @@ def flatten(plan: SandboxPlan, stage: str, abi: int, last_capability: int) -> Jo
     return Job(
         workload=plan.workload,
         hostname=plan.workload.replace(".", "-")[:63],
-        stage=stage,
         executable=plan.argv[0],
         argv=[argument.encode() for argument in plan.argv],
         environment=[f"{name}={value}".encode() for name, value in environment],
@@ -242,7 +241,7 @@ def flatten(plan: SandboxPlan, stage: str, abi: int, last_capability: int) -> Jo
         last_capability=last_capability,
         user_namespace=plan.user_namespace,
         jit=plan.jit,
-        mounts=[("proc",), *(_flatten_mount(mount) for mount in mounts)],
+        mounts=[_flatten_mount(mount) for mount in mounts],
         rlimits=rlimits(plan.limits.nofile, plan.limits.fsize, plan.limits.memlock),
         landlock_abi=abi,
         landlock=paths,

@@ -26,10 +26,11 @@ if TYPE_CHECKING:  # typing is not among the zygote's modules
 _SAFE = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 
-class _Root:
+class Root:
     """The new root while it is assembled, and the directories in it that hold mount points."""
 
     def __init__(self, tree: int) -> None:
+        self.tree = tree
         self.host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._directories = {"": tree}
 
@@ -58,12 +59,8 @@ class _Root:
                 os.close(fd)
 
 
-def build_root(stage: str, mounts: list[tuple[object, ...]]) -> int:
-    """Assemble the new root on the directory `stage`; its fd. Raises OSError with the path.
-
-    `mounts`: ("bind", source, target, access), ("tmpfs", target, size, inodes),
-    ("symlink", target, points_to), ("device", path, major, minor), ("proc",).
-    """
+def empty_root(stage: str) -> Root:
+    """A fresh tmpfs with nothing but /proc, on the directory `stage`. Raises OSError."""
     tree = syscalls.new_filesystem(
         "tmpfs",
         {"mode": "0755", "size": "1m", "nr_inodes": "4096"},
@@ -72,14 +69,25 @@ def build_root(stage: str, mounts: list[tuple[object, ...]]) -> int:
     place = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     syscalls.move_mount(tree, place, stage)
     os.close(place)
-    root = _Root(tree)
+    root = Root(tree)
+    options: dict[str, str | None] = {"hidepid": "ptraceable", "subset": "pid"}
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    _attach(root, syscalls.new_filesystem("proc", options, attributes), "/proc", True)
+    return root
+
+
+def fill_root(root: Root, mounts: list[tuple[object, ...]]) -> None:
+    """Put every planned mount into `root` and make it read-only. Raises OSError with the path.
+
+    `mounts`: ("bind", source, target, access), ("tmpfs", target, size, inodes),
+    ("symlink", target, points_to), ("device", path, major, minor).
+    """
     for mount in mounts:
         make: Any = _MAKERS[str(mount[0])]
         make(root, *mount[1:])
     # Last: nothing may be created in the root tmpfs any more. Not recursive, or volumes lose write.
-    syscalls.mount_setattr(tree, MOUNT_ATTR_RDONLY, recursive=False)
+    syscalls.mount_setattr(root.tree, MOUNT_ATTR_RDONLY, recursive=False)
     root.close()
-    return tree
 
 
 def enter_root(root: int) -> None:
@@ -100,7 +108,7 @@ def check_working_directory(path: str) -> None:
         raise OSError(2, "working directory lies outside the root", path)
 
 
-def _bind(root: _Root, source: str, target: str, access: tuple[str, ...]) -> None:
+def _bind(root: Root, source: str, target: str, access: tuple[str, ...]) -> None:
     found = syscalls.openat2(root.host, source.lstrip("/") or ".", os.O_PATH, _SAFE)
     is_directory = stat.S_ISDIR(os.fstat(found).st_mode)
     tree = syscalls.open_tree(found, "")
@@ -116,18 +124,18 @@ def _bind(root: _Root, source: str, target: str, access: tuple[str, ...]) -> Non
     _attach(root, tree, target, is_directory)
 
 
-def _tmpfs(root: _Root, target: str, size: int, inodes: int) -> None:
+def _tmpfs(root: Root, target: str, size: int, inodes: int) -> None:
     options: dict[str, str | None] = {"mode": "1777", "size": str(size), "nr_inodes": str(inodes)}
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     _attach(root, syscalls.new_filesystem("tmpfs", options, attributes), target, True)
 
 
-def _symlink(root: _Root, target: str, points_to: str) -> None:
+def _symlink(root: Root, target: str, points_to: str) -> None:
     parent, name = root.parent(target)
     os.symlink(points_to, name, dir_fd=parent)
 
 
-def _device(root: _Root, path: str, major: int, minor: int) -> None:
+def _device(root: Root, path: str, major: int, minor: int) -> None:
     # A device replaced by a link or another node has been an escape (CVE-2025-31133).
     found = syscalls.openat2(root.host, path.lstrip("/"), os.O_PATH, _SAFE)
     status = os.fstat(found)
@@ -140,22 +148,15 @@ def _device(root: _Root, path: str, major: int, minor: int) -> None:
     _attach(root, tree, path, False)
 
 
-def _proc(root: _Root) -> None:
-    options: dict[str, str | None] = {"hidepid": "ptraceable", "subset": "pid"}
-    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-    _attach(root, syscalls.new_filesystem("proc", options, attributes), "/proc", True)
-
-
 _MAKERS = {
     "bind": _bind,
     "tmpfs": _tmpfs,
     "symlink": _symlink,
     "device": _device,
-    "proc": _proc,
 }
 
 
-def _attach(root: _Root, tree: int, target: str, is_directory: bool) -> None:
+def _attach(root: Root, tree: int, target: str, is_directory: bool) -> None:
     parent, name = root.parent(target)
     try:
         if is_directory:

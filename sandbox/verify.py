@@ -87,13 +87,13 @@ def inspect(
     """Every layer of the process `pid`. `report` is what the child said before its filter.
 
     `waived` holds controller names whose limits the host file gave up; they show as DEGRADED.
-    `unreleased`: before the filters; adds what can be judged only before exec. Raises
+    `unreleased`: before the filters, and while the limits are just being set and read back; adds
+    what can be judged only before exec. Raises
     ProcessLookupError or FileNotFoundError when the process is gone.
     """
     with _Process(pid) as process:
         findings = [
             _cgroup(leaf, process),
-            *_limits(plan, leaf, waived),
             _namespaces(plan, process),
             _identity(plan, process),
             _capabilities(plan, process, report),
@@ -105,7 +105,7 @@ def inspect(
         if unreleased:
             findings += [_threads(process), _descriptors(plan, process)]
         else:
-            findings.append(_seccomp(plan, process))
+            findings += [_seccomp(plan, process), *_limits(plan, leaf, waived)]
     return findings
 
 

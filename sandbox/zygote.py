@@ -6,7 +6,7 @@ zygote, and with the zygote every child (PDEATHSIG), so nothing it started outli
 
 Messages, SEQPACKET, marshal tuples; both ends are this same image. A cell is spawned into its
 cgroup first and told what to become later, so that one can wait ready-made for the next launch.
-  to the zygote   ("spawn", cell) + [cgroup fd]
+  to the zygote   ("spawn", cell, stage directory) + [cgroup fd]
                   ("launch", cell, uid, gid, stdin is null) + [job memfd, (stdin,) stdout, ...]
                   ("release", cell) | ("abort", cell)
   from the zygote ("spawned", cell, pid) + [pidfd, netns fd]
@@ -83,7 +83,7 @@ class Zygote:
         verb, cell, *rest = marshal.loads(data)  # noqa: S302 - written by the supervisor
         try:
             if verb == "spawn":
-                self._spawn(cell, fds[0])
+                self._spawn(cell, rest[0], fds[0])
             elif child := self._cells.get(cell):
                 if verb == "launch":
                     *ids, null = rest
@@ -98,7 +98,7 @@ class Zygote:
                 os.close(fd)
         return True
 
-    def _spawn(self, cell: int, cgroup: int) -> None:
+    def _spawn(self, cell: int, stage: str, cgroup: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup)
@@ -107,7 +107,7 @@ class Zygote:
             return
         if pid == 0:
             ours.close()
-            confine.run_child(theirs)
+            confine.run_child(theirs, stage)
         theirs.close()
         child = self._cells[cell] = _Child(cell, pid, pidfd, ours)
         for fd in (pidfd, ours.fileno()):
