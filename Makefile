@@ -13,7 +13,7 @@ setup: ## Debian packages and the two virtual environments (root where packages 
 	@packaging/setup.sh
 
 demo: setup ## the whole thing once: messages, evidence, attacks (root)
-	@./anchorhold --host-file $(HOST) demo
+	@packaging/anchorhold --host-file $(HOST) demo
 
 test: setup ## every tier this machine can run, one closing line per tier
 	@$(PYTHON) -m tests

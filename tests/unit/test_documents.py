@@ -42,7 +42,7 @@ def unknown_make_targets(text: str, makefile: str) -> set[str]:
 def unknown_commands(text: str, top: argparse.ArgumentParser) -> set[str]:
     """Commands of ours in a text that the command line does not have, options included."""
     found = set()
-    for words in re.findall(r"\./anchorhold ([^`\n#]*)", text):
+    for words in re.findall(r"(?m)(?:^|`)anchorhold ([^`\n#]*)", text):
         here = top
         for word in words.split(" -- ")[0].split():
             choices = verbs(here)
@@ -86,10 +86,10 @@ def test_commands_and_links_of_a_document_exist(document: Path) -> None:
 
 def test_what_does_not_exist_is_found() -> None:
     assert unknown_make_targets("run `make everything`", "test: setup\n") == {"everything"}
-    assert unknown_commands("`./anchorhold explode`", parser()) == {"explode"}
-    assert unknown_commands("./anchorhold keys print x", parser()) == {"keys print x"}
-    assert unknown_commands("./anchorhold status --colour", parser()) == {"status --colour"}
-    assert unknown_commands("./anchorhold status --json", parser()) == set()
+    assert unknown_commands("`anchorhold explode`", parser()) == {"explode"}
+    assert unknown_commands("anchorhold keys print x", parser()) == {"keys print x"}
+    assert unknown_commands("anchorhold status --colour", parser()) == {"status --colour"}
+    assert unknown_commands("anchorhold status --json", parser()) == set()
     assert dead_links(ROOT / "README.md", "[x](docs/nothing.md)") == {"docs/nothing.md"}
     assert dead_links(ROOT / "README.md", "`sandbox/nothing.py`") == {"sandbox/nothing.py"}
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TOP_LEVEL = {
     *(".ci", ".gitignore", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md"),
-    *("anchorhold", "assistant", "docs", "packaging", "policies", "probes", "proxy"),
+    *("assistant", "docs", "packaging", "policies", "probes", "proxy"),
     *("pyproject.toml", "sandbox", "supervisor", "tests"),
 }
 # Made by tools and setup, ignored by git.

@@ -67,13 +67,8 @@ def test_workload_follows_no_symbolic_link_in_a_writable_volume(cell: Cell, tmp_
         path.chmod(0o777)
     mount = Bind(str(data), "/data", ("read", "write"))
     assert cell.run("print(open('/data/real').read())", mount).out == "x\n"
-    assert (
-        "ELOOP"
-        in cell.run(
-            "import errno\ntry: open('/data/link')\nexcept OSError as e: print(errno.errorcode[e.errno])",
-            mount,
-        ).out
-    )
+    refused = cell.run("open('/data/link')", mount)
+    assert "Too many levels of symbolic links" in refused.out
 
 
 @pytest.mark.parametrize(

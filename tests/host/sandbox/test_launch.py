@@ -90,7 +90,7 @@ def test_a_process_that_differs_from_its_plan_is_found(cell: Cell) -> None:
     for change, layer in (
         ({"uid": running.plan.uid + 1}, "identity"),
         ({"capabilities": ("bpf",)}, "capabilities"),
-        ({"mounts": running.plan.mounts + (Tmpfs("/tmp", 1 << 20, 10),)}, "root"),
+        ({"mounts": (*running.plan.mounts, Tmpfs("/tmp", 1 << 20, 10))}, "root"),
         ({"fds": ("control",)}, "descriptors"),
     ):
         running.plan = cell.command((PYTHON,), **{"mounts": running.plan.mounts, **change})
