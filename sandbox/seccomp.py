@@ -44,6 +44,11 @@ def compile_filters(spec: SeccompSpec) -> tuple[bytes, ...]:
     return tuple(programs)
 
 
+def denying_filter(calls: tuple[str, ...], action: str = "EPERM") -> bytes:
+    """A filter that answers `calls` with `action` and lets everything else pass."""
+    return _build("allow", tuple(SyscallRule(call, action) for call in calls))
+
+
 def launch_rules(spec: SeccompSpec) -> tuple[SyscallRule, ...]:
     """What the launcher needs and `spec` does not decide by itself."""
     free = {rule.call for rule in spec.main if rule.action == "allow" and not rule.tests}

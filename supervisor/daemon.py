@@ -25,14 +25,17 @@ DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
 # What the supervisor still does itself: own state files and sockets for other uids, look at and
 # signal workloads, read and write the watch's maps. Everything else is the launcher's.
 _KEPT = (
-    "chown",
-    "dac_override",
-    "dac_read_search",
-    "kill",
-    "sys_ptrace",
-    "bpf",
-    "perfmon",
-)
+    "chown", "dac_override", "dac_read_search", "kill", "sys_ptrace", "bpf", "perfmon",
+)  # fmt: skip
+# Root and long-lived, it must not be of use to whoever got into it: it runs no other program, enters
+# no namespace, mounts nothing, and puts nothing into the kernel.
+_NEVER = (
+    "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "unshare", "setns",
+    "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsmount",
+    "fspick", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load",
+    "reboot", "swapon", "swapoff", "keyctl", "add_key", "request_key", "perf_event_open",
+    "userfaultfd", "io_uring_setup", "open_by_handle_at", "iopl", "ioperm",
+)  # fmt: skip
 _NOBODY = 65534
 _BROKER_ID = 4095  # above every uid that policies can get from the range
 
@@ -118,11 +121,14 @@ async def _serve(host: Host, launcher: socket.socket, handle: broker.BrokerHandl
 
 def _give_up() -> None:
     """From here on the supervisor is root in name and in seven capabilities."""
+    from sandbox import seccomp
+
     keep = credentials.mask(_KEPT)
     last = int(open("/proc/sys/kernel/cap_last_cap").read())  # noqa: PTH123, SIM115 - one line
     credentials.drop_bounding(keep, last)
     syscalls.capset(keep, keep, 0)
     credentials.no_new_privileges()
+    syscalls.seccomp_load(seccomp.denying_filter(_NEVER))
 
 
 def _only_one(run: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandbox import verify
+from sandbox.cgroup import Leaf
 from sandbox.errors import SandboxError
 from sandbox.plan import as_json
 from supervisor.workload import Workload
@@ -76,7 +77,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
             findings = verify.inspect(
                 plan, running.leaf, running.pid, running.report, of.waived_controllers
             )
-            layers = [as_json(finding) for finding in findings]
+            layers = [as_json(finding) for finding in (*findings, _watched(of, running.leaf))]
             memory = resident(running.pid)
     return {
         "id": workload.id,
@@ -91,6 +92,18 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
         "error": workload.error,
         "layers": layers,
     }
+
+
+def _watched(of: Supervisor, leaf: Leaf) -> verify.Finding:
+    """The probes' counters of one workload; a lost event is told, an unwatched workload fails."""
+    counts = of.watching.counters_of(leaf.id)
+    if counts is None:
+        verdict: verify.Verdict = "DEGRADED" if "probes" in of.waived else "FAIL"
+        return verify.Finding("probes", "every call watched", "not watched", verdict)
+    evidence = f"seen {counts.seen}, suppressed {counts.suppressed}, lost {counts.lost}"
+    return verify.Finding(
+        "probes", "every call watched", evidence, "DEGRADED" if counts.lost else "PASS"
+    )
 
 
 def resident(pid: int) -> int:

@@ -136,6 +136,10 @@ class Watching:
         found = self._watch.counters()
         return {self._names[cgroup]: counts for cgroup, counts in found.items()}
 
+    def counters_of(self, cgroup: int) -> Counters | None:
+        """The counters of one leaf; None when it is not watched."""
+        return None if self._watch is None else self._watch.counters().get(cgroup)
+
     def _tell(self, cgroup: int, workload: str) -> None:
         if self._line is not None:
             message = {"op": "workload", "cgroup": cgroup, "id": workload}
