@@ -21,19 +21,26 @@ class Channels:
     """All channels of the compiled policies, below `directory`."""
 
     def __init__(self, directory: Path, compiled: Mapping[str, CompiledPolicy]) -> None:
-        """Make every socket, owned by its client alone. Raises OSError."""
+        """Make every socket, owned by its client alone. Raises OSError.
+
+        Each end may be missing, because its policy is broken: the other one runs without it.
+        """
         self._directory = directory
         self._listening: dict[tuple[str, str], socket.socket] = {}
         shutil.rmtree(directory, ignore_errors=True)  # sockets of a run that was killed
-        for server in compiled.values():
-            for channel in server.channels:
-                if channel.role == "server" and channel.client in compiled:
-                    client = compiled[channel.client].sandbox
-                    made = _listen(Path(channel.host_path), client.uid, client.gid)
-                    self._listening[channel.server, channel.client] = made
+        for one in compiled.values():
+            for channel in one.channels:
+                ends = channel.server, channel.client
+                if ends not in self._listening:
+                    client = compiled.get(channel.client)
+                    uid = client.sandbox.uid if client else 0
+                    made = self._listening[ends] = _bind(Path(channel.host_path), uid)
+                    # Without its server the socket is there all the same: it refuses.
+                    if channel.server in compiled:
+                        made.listen(_BACKLOG)
 
     def server_end(self, server: str, client: str) -> int:
-        """The descriptor on which `server` accepts `client`. KeyError: no such client runs here."""
+        """The descriptor on which `server` accepts `client`."""
         return self._listening[server, client].fileno()
 
     def close(self) -> None:
@@ -44,11 +51,10 @@ class Channels:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _listen(path: Path, uid: int, gid: int) -> socket.socket:
+def _bind(path: Path, uid: int) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(str(path))
-    os.chown(path, uid, gid)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.bind(str(path))
+    os.chown(path, uid, uid)
     path.chmod(0o600)
-    listening.listen(_BACKLOG)
-    return listening
+    return made

@@ -24,21 +24,18 @@ from sandbox.errors import SandboxError, VerificationFailed
 from sandbox.launcher import Cell, Running
 from sandbox.plan import SandboxPlan
 from supervisor import doctor
+from supervisor.callers import EGRESS, Callers
 from supervisor.descriptors import Descriptors
 from supervisor.egress import Egress, EgressRefused
-from supervisor.keys import HELPER, SOFTWARE_TPM
+from supervisor.keys import SOFTWARE_TPM
 from supervisor.policy.plans import CompiledPolicy
-from supervisor.watching import LOADER, READER
+from supervisor.watching import READER
 from supervisor.workload import Workload
 
 if TYPE_CHECKING:
     from supervisor.supervise import Supervisor
 
-EGRESS = "service.egress"
-MODEL_PORT = 8100
 _STOP_TIME = 3.0
-# Run before or beneath the egress proxy, which so cannot redact for them; they see no message.
-_OWN_LOG = frozenset({EGRESS, LOADER, READER, HELPER, SOFTWARE_TPM})
 
 _RECORD_AGAIN = 5.0  # seconds until a start is tried again that could not be recorded
 
@@ -53,17 +50,21 @@ class GuaranteeMissing(SandboxError):
         super().__init__("guarantee_missing", f"required guarantee missing: {said}")
 
 
+def no_policy(id_: str) -> SandboxError:
+    """The error for a part whose policy is missing or broken."""
+    fix = "`anchorhold status` names the mistake in its policy"
+    return SandboxError("no_policy", f"{id_} has no valid policy", fix)
+
+
 class Lifecycle:
     """Runs workloads for the supervisor `of`."""
 
     def __init__(self, of: Supervisor) -> None:
         self._of = of
         self._tasks: set[asyncio.Task[None]] = set()
-        # Read ends of the workloads' output. They are kept here, and never read, so that a restart
-        # of the egress proxy (which redacts and writes the logs) breaks nobody's stdout.
-        self._outputs: dict[str, int] = {}
+        self._callers = Callers(of)
         self._spare: Cell | None = None
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: dict[str, asyncio.Lock] = {}  # of one-shots
 
     async def start(self, workload: Workload) -> None:
         """Start and keep running. A failure becomes the workload's state, never an exception."""
@@ -102,7 +103,7 @@ class Lifecycle:
         workload.enter("running")
         self.spawn(self._follow(workload, running))
         if workload.id == EGRESS:
-            await self._announce_all()
+            await self._callers.announce_all()
         elif workload.id == SOFTWARE_TPM:
             self.spawn(self._of.reopen())
 
@@ -125,7 +126,7 @@ class Lifecycle:
             descriptors = of.outfitter.open(compiled, of.config_of(compiled), extra)
             after.callback(descriptors.close)
             undo.callback(descriptors.close_ours)
-            ends = stdio or self._output(plan.workload, compiled, after)
+            ends = stdio or self._callers.output(plan.workload, compiled, after)
             launching = asyncio.ensure_future(of.launcher.launch(plan, cell, ends, descriptors.fds))
             undo.callback(launching.cancel)
             await asyncio.sleep(0)  # on its way; the limits are in force before it is released
@@ -187,11 +188,10 @@ class Lifecycle:
         """
         compiled = self._of.compiled.get(id_)
         if compiled is None:
-            fix = "`anchorhold status` names the mistake in its policy"
-            raise SandboxError("no_policy", f"{id_} has no valid policy", fix)
+            raise no_policy(id_)
         self._require(compiled)
         plan = dataclasses.replace(compiled.sandbox, argv=(*compiled.sandbox.argv, *verbs))
-        async with self._turn(plan.workload):
+        async with self._turns.setdefault(id_, asyncio.Lock()):
             return await self._finish(await self.launch(compiled, plan, extra), timeout)
 
     async def try_out(
@@ -204,9 +204,8 @@ class Lifecycle:
         plan = dataclasses.replace(
             compiled.sandbox, workload=f"try.{id_}", argv=argv, uid=uid, gid=uid, fds=()
         )
-        async with self._turn(plan.workload):
-            running = await self.launch(compiled, plan, {}, stdio=stdio)
-            return await self._finish(running, timeout)
+        running = await self.launch(compiled, plan, {}, stdio=stdio)
+        return await self._finish(running, timeout)
 
     async def stop(self, workload: Workload) -> None:
         """SIGTERM, a few seconds, then cgroup.kill. The state is "stopped" when this returns."""
@@ -266,10 +265,6 @@ class Lifecycle:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _turn(self, name: str) -> asyncio.Lock:
-        """Who may use the cgroup of a short run called `name`."""
-        return self._turns.setdefault(name, asyncio.Lock())
-
     def _require(self, compiled: CompiledPolicy) -> None:
         if lacking := doctor.unmet(compiled.sandbox.requires, self._of.guarantees):
             raise GuaranteeMissing(lacking)
@@ -295,7 +290,7 @@ class Lifecycle:
         how = f"signal {signal.Signals(number).name}" if number else f"exit code {code}"
         self._of.note("exit", workload.id, "failed" if code else "allowed", reason=how)
         if workload.id == EGRESS:
-            self._freeze_callers()
+            self._callers.freeze()
         if workload.state == "quarantined" or not workload.wanted:
             return
         if code == 0 and workload.compiled.restart != "always":
@@ -314,8 +309,7 @@ class Lifecycle:
         running.leaf.destroy()
         self._of.watching.unregister(cgroup)
         self._disconnect(workload)
-        if (output := self._outputs.pop(workload.id, None)) is not None:
-            os.close(output)
+        self._callers.forget(workload.id)
         running.cell.close()
 
     def _crashed(self, workload: Workload, how: str) -> None:
@@ -342,7 +336,7 @@ class Lifecycle:
         elif workload.id == READER:
             of.watching.attach_reader(given.ours.pop("control"))
         else:
-            await self._announce(workload)
+            await self._callers.announce(workload)
 
     def _disconnect(self, workload: Workload) -> None:
         of = self._of
@@ -351,59 +345,6 @@ class Lifecycle:
         if workload.id == EGRESS and of.egress is not None:
             of.egress.close()
             of.egress = None
-
-    async def _announce(self, workload: Workload) -> None:
-        """Tell the egress proxy who this is: its model socket and its output."""
-        of = self._of
-        output = self._outputs.get(workload.id)
-        if output is None and workload.compiled.egress is None:
-            return
-        if of.egress is None:
-            raise EgressRefused("the egress proxy is not running")
-        if output is not None:
-            log = of.outfitter.append(f"logs/{workload.id}.log")
-            try:
-                await of.egress.order([output, log], op="log", workload=workload.id)
-            finally:
-                os.close(log)
-        if workload.compiled.egress is not None:
-            with of.broker.listen(workload.id, MODEL_PORT) as listening:
-                await of.egress.order([listening.fileno()], op="listen", workload=workload.id)
-
-    async def _announce_all(self) -> None:
-        """After a (re)start of the egress proxy: keys, then everybody, then let them run again."""
-        await self._of.unlock()
-        for workload in self._of.workloads.values():
-            if workload.running is None or workload.id == EGRESS:
-                continue
-            try:
-                await self._announce(workload)
-                if workload.running is not None and workload.state == "running":
-                    workload.running.leaf.thaw()
-            except StartError as error:
-                self._of.note("announce", workload.id, "failed", reason=str(error))
-
-    def _freeze_callers(self) -> None:
-        """Without the proxy nothing that talks to models may go on."""
-        for workload in self._of.workloads.values():
-            if workload.running is not None and workload.compiled.egress is not None:
-                with suppress(SandboxError, OSError):
-                    workload.running.leaf.freeze()
-
-    def _output(
-        self, name: str, compiled: CompiledPolicy, after: ExitStack
-    ) -> tuple[int, int, int]:
-        """stdin, stdout, stderr: a pipe to the redacting proxy, or the log file for our own."""
-        if compiled.policy.id in _OWN_LOG:
-            log = self._of.outfitter.append(f"logs/{name}.log")
-            after.callback(os.close, log)
-            return -1, log, log
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        after.callback(os.close, writing)
-        if (old := self._outputs.pop(name, None)) is not None:
-            os.close(old)
-        self._outputs[name] = reading
-        return -1, writing, writing
 
 
 def _listening(pid: int) -> set[int]:

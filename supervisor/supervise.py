@@ -20,12 +20,13 @@ from sandbox.broker import BrokerHandle
 from sandbox.cgroup import Slice, find_mount
 from sandbox.launcher import Launcher
 from supervisor import doctor
+from supervisor.callers import EGRESS
 from supervisor.channels import Channels
 from supervisor.descriptors import Outfitter
 from supervisor.egress import Egress
 from supervisor.host import Host
 from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, VaultRefused, public_keys
-from supervisor.lifecycle import EGRESS, Lifecycle, StartError
+from supervisor.lifecycle import Lifecycle, StartError, no_policy
 from supervisor.policy.compile import compile_policies
 from supervisor.policy.context import host_context
 from supervisor.policy.digest import check_versions
@@ -140,14 +141,17 @@ class Supervisor:
             await self.lifecycle.start(workload)
 
     async def _load_probes(self) -> None:
-        if LOADER not in self.compiled:
-            return
         try:
+            for id_ in (LOADER, READER):
+                if id_ not in self.compiled:
+                    raise no_policy(id_)
             await self.watching.load(self.compiled[LOADER].sandbox.uid, self._one_shot)
         except StartError as error:
             # Workloads that require probes are refused by name when their turn comes.
             self._lose("probes", str(error))
             self.note("probes", LOADER, "failed", reason=str(error))
+            if reader := self.workloads.get(READER):
+                reader.enter("failed", f"the probes are not loaded: {error}")
             return
         await self._start(READER)
 

@@ -156,7 +156,12 @@ class House:
 
     def leaf(self, id_: str) -> Path:
         """The workload's cgroup."""
-        return self.slice / f"w-{id_}"
+        lines = Path(f"/proc/{self.workload(id_)['pid']}/cgroup").read_text().splitlines()
+        return find_mount() / next(line[4:] for line in lines if line.startswith("0::/"))
+
+    def frozen(self, leaf: Path) -> bool:
+        """Whether every task in the cgroup is frozen, says the kernel."""
+        return "frozen 1" in (leaf / "cgroup.events").read_text()
 
     def add_key(self, key: str, name: str = "practice") -> None:
         """Hand a key over by a pipe, as `keys add` does."""
@@ -296,6 +301,10 @@ class House:
         moment = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         return moment
+
+    def measured(self, what: str, began: float) -> None:
+        """Say how long something took; pytest shows it with -s, or when the test fails."""
+        print(f"figure: {what}: {time.monotonic() - began:.3f} s")
 
     def leftovers(self) -> list[str]:
         """What an orderly stop must not leave: processes, cgroups, sockets, a listener."""

@@ -1,0 +1,90 @@
+"""What workloads owe to the egress proxy and have from it: output there, a model socket from there.
+
+The proxy may be restarted at any time. Until it is back, nobody who calls models runs.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from sandbox.errors import SandboxError
+from supervisor.egress import EgressRefused
+from supervisor.keys import HELPER, SOFTWARE_TPM
+from supervisor.policy.plans import CompiledPolicy
+from supervisor.watching import LOADER, READER
+from supervisor.workload import Workload
+
+if TYPE_CHECKING:
+    from supervisor.supervise import Supervisor
+
+EGRESS = "service.egress"
+MODEL_PORT = 8100
+# Run before or beneath the egress proxy, which so cannot redact for them; they see no message.
+_OWN_LOG = frozenset({EGRESS, LOADER, READER, HELPER, SOFTWARE_TPM})
+
+
+class Callers:
+    """The workloads of the supervisor `of`, as far as the egress proxy has to do with them."""
+
+    def __init__(self, of: Supervisor) -> None:
+        self._of = of
+        # Read ends of the workloads' output. They are kept here, and never read, so that a restart
+        # of the egress proxy (which redacts and writes the logs) breaks nobody's stdout.
+        self._outputs: dict[str, int] = {}
+
+    def output(self, name: str, compiled: CompiledPolicy, after: ExitStack) -> tuple[int, int, int]:
+        """stdin, stdout, stderr: a pipe to the redacting proxy, or the log file for our own."""
+        if compiled.policy.id in _OWN_LOG:
+            log = self._of.outfitter.append(f"logs/{name}.log")
+            after.callback(os.close, log)
+            return -1, log, log
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        after.callback(os.close, writing)
+        self.forget(name)
+        self._outputs[name] = reading
+        return -1, writing, writing
+
+    def forget(self, name: str) -> None:
+        """The workload has ended; the proxy still reads what it left."""
+        if (output := self._outputs.pop(name, None)) is not None:
+            os.close(output)
+
+    async def announce(self, workload: Workload) -> None:
+        """Tell the proxy who this is: its model socket and its output. Raises EgressRefused."""
+        of = self._of
+        output = self._outputs.get(workload.id)
+        if output is None and workload.compiled.egress is None:
+            return
+        if of.egress is None:
+            raise EgressRefused("the egress proxy is not running")
+        if output is not None:
+            log = of.outfitter.append(f"logs/{workload.id}.log")
+            try:
+                await of.egress.order([output, log], op="log", workload=workload.id)
+            finally:
+                os.close(log)
+        if workload.compiled.egress is not None:
+            with of.broker.listen(workload.id, MODEL_PORT) as listening:
+                await of.egress.order([listening.fileno()], op="listen", workload=workload.id)
+
+    async def announce_all(self) -> None:
+        """After a (re)start of the proxy: keys, then everybody, then let them run again."""
+        await self._of.unlock()
+        for workload in self._of.workloads.values():
+            if workload.running is None or workload.id == EGRESS:
+                continue
+            try:
+                await self.announce(workload)
+                if workload.running is not None and workload.state == "running":
+                    workload.running.leaf.thaw()
+            except (EgressRefused, SandboxError, OSError) as error:
+                self._of.note("announce", workload.id, "failed", reason=str(error))
+
+    def freeze(self) -> None:
+        """Without the proxy nothing that talks to models may go on; who is ending ends."""
+        for workload in self._of.workloads.values():
+            if workload.running and workload.wanted and workload.compiled.egress is not None:
+                with suppress(SandboxError, OSError):
+                    workload.running.leaf.freeze()
