@@ -42,6 +42,7 @@ INGRESS = "service.ingress"
 _ONE_SHOTS = (LOADER, HELPER)
 _START_ORDER = ("model-server", "executor", "tool", "adapter")
 _TRIAL_UIDS = 64
+_TPM_LOOK = 0.5  # seconds between two looks whether the TPM that a helper waits for still runs
 
 
 class Supervisor:
@@ -196,12 +197,21 @@ class Supervisor:
         await self.unlock()
 
     async def _one_shot(self, id_: str, words: tuple[str, ...], extra: Any) -> int:
-        if id_ == HELPER and self.host_tpm_is_software:
-            tpm = self.workloads.get(SOFTWARE_TPM)
-            if tpm is None or tpm.state in ("stopped", "failed", "quarantined"):
-                # Its socket would take the connection and nobody would ever answer.
-                raise VaultRefused(Fault.TPM_ABSENT)
-        return await self.lifecycle.one_shot(id_, words, extra)
+        running = asyncio.ensure_future(self.lifecycle.one_shot(id_, words, extra))
+        try:
+            # The software TPM's socket takes connections also when nobody will ever answer.
+            while not running.done():
+                if id_ == HELPER and self._tpm_is_down():
+                    raise VaultRefused(Fault.TPM_ABSENT)
+                await asyncio.wait({running}, timeout=_TPM_LOOK)
+            return running.result()
+        finally:
+            running.cancel()
+
+    def _tpm_is_down(self) -> bool:
+        tpm = self.workloads.get(SOFTWARE_TPM)
+        down = tpm is None or tpm.state in ("stopped", "failed", "quarantined")
+        return self.host_tpm_is_software and down
 
     def config_of(self, compiled: CompiledPolicy) -> object:
         """What a proxy is told at its start."""

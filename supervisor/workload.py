@@ -14,7 +14,7 @@ from supervisor.policy.plans import CompiledPolicy
 
 State = Literal["stopped", "starting", "running", "backoff", "quarantined", "failed"]
 
-_CRASHES, _WINDOW = 5, 60.0  # more than this many crashes in this many seconds: quarantine
+_CRASHES, _WINDOW = 5, 60.0  # this many crashes within this many seconds: quarantine
 _BACKOFF_FIRST, _BACKOFF_MAX = 0.25, 10.0
 
 
