@@ -27,7 +27,7 @@ DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
 _KEPT = (
     "chown", "dac_override", "dac_read_search", "kill", "sys_ptrace", "bpf", "perfmon",
 )  # fmt: skip
-# Root and long-lived, it must not be of use to whoever got into it: it runs no other program, enters
+# Root and long-lived, it must be of no use to whoever got into it: it runs no other program, enters
 # no namespace, mounts nothing, and puts nothing into the kernel.
 _NEVER = (
     "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "unshare", "setns",

@@ -19,7 +19,7 @@ DAY = date(2026, 11, 23)
 
 def a_host(tmp_path: Path, *waivers: Waiver) -> Host:
     paths = Paths(str(tmp_path / "app"), str(tmp_path / "runtime"), "/p", "/s", "/r")
-    return Host("host.toml", paths, 1879050000, waivers, "auto", "127.0.0.1:8443", (), ())
+    return Host("host.toml", paths, 1879050000, waivers, "auto", "127.0.0.1:8443", (), False, ())
 
 
 @pytest.fixture
