@@ -241,3 +241,25 @@ def test_requests_at_the_same_time_get_their_own_answers(healing: House, key: st
         assert healing.ask("keys.list") == {"names": [*names, "practice"]}
         list(pool.map(lambda name: healing.ask("keys.remove", {"name": name}), names))
     assert healing.ask("keys.list") == {"names": ["practice"]}
+
+
+def test_restarts_leave_no_descriptor_and_no_cgroup_behind(healing: House) -> None:
+    def held() -> dict[str, int]:
+        egress = healing.workload("service.egress")["pid"]
+        pids = {"supervisor": healing.pid, "egress": egress}
+        pids |= {name: healing.child(name) for name in ("zygote", "broker")}
+        found = {name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in pids.items()}
+        return found | {"cgroups": len(list(healing.slice.glob("cell-*")))}
+
+    ids = ("adapter.rest", "executor.main", "service.probe-reader", "service.ingress")
+    for id_ in ids:  # what is opened once and kept is open after this
+        healing.ask("restart", {"workload": id_})
+    healing.send()
+    before = held()
+    for id_ in ids * 2:
+        healing.ask("restart", {"workload": id_})
+        healing.ask("keys.list")
+    healing.send()
+    # An answered connection or an ended helper may take a moment to be let go.
+    poll(lambda: all(held()[name] <= before[name] for name in before), 5,
+         lambda: f"{held()} instead of {before}")  # fmt: skip
