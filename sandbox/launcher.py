@@ -30,6 +30,7 @@ class Cell:
     def __init__(self, number: int, leaf: Leaf, loop: asyncio.AbstractEventLoop) -> None:
         self.number = number
         self.leaf = leaf
+        self.name = "spare cell"  # until it is told what to become
         self.spawned: asyncio.Future[tuple[int, int, int]] = loop.create_future()
         self.confined: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -111,6 +112,7 @@ class Launcher:
         `stdio`: descriptors of stdin (-1: /dev/null), stdout and stderr; `fds` by name, in the
         order of `plan.fds`. Raises LaunchFailed with the step; the caller then aborts the cell.
         """
+        cell.name = plan.workload
         kept = self._jobs.get(id(plan))
         job = kept[1] if kept else self._pack(plan)
         outside = [fd for fd in stdio if fd != -1]
@@ -125,7 +127,7 @@ class Launcher:
                 pid, pidfd, netns = await asyncio.shield(cell.spawned)
                 report = await asyncio.shield(cell.confined)
         except TimeoutError:
-            raise LaunchFailed("workload", "unknown", f"no word for {_LAUNCH_TIME} s") from None
+            raise LaunchFailed(cell.name, "unknown", f"no word for {_LAUNCH_TIME} s") from None
         return Running(plan, cell, pid, pidfd, netns, report)
 
     async def release(self, running: Running) -> None:
@@ -182,11 +184,11 @@ class Launcher:
                 cell.running.set_result(None)
         elif kind == "failed":
             step, reason = rest
-            cell.fail(LaunchFailed("workload", step, reason))
+            cell.fail(LaunchFailed(cell.name, step, reason))
         elif kind == "exit":
             code, signal = rest
             reason = f"exit code {code}, signal {signal}"
-            cell.fail(LaunchFailed("workload", "execute", reason))
+            cell.fail(LaunchFailed(cell.name, "execute", reason))
             cell.exited.set_result((code, signal))
             del self._cells[cell.number]
 

@@ -109,7 +109,7 @@ def check_working_directory(path: str) -> None:
 
 
 def _bind(root: Root, source: str, target: str, access: tuple[str, ...]) -> None:
-    found = syscalls.openat2(root.host, source.lstrip("/") or ".", os.O_PATH, _SAFE)
+    found = syscalls.openat2(root.host, source, os.O_PATH, _SAFE)
     is_directory = stat.S_ISDIR(os.fstat(found).st_mode)
     tree = syscalls.open_tree(found, "")
     os.close(found)
@@ -137,7 +137,7 @@ def _symlink(root: Root, target: str, points_to: str) -> None:
 
 def _device(root: Root, path: str, major: int, minor: int) -> None:
     # A device replaced by a link or another node has been an escape (CVE-2025-31133).
-    found = syscalls.openat2(root.host, path.lstrip("/"), os.O_PATH, _SAFE)
+    found = syscalls.openat2(root.host, path, os.O_PATH, _SAFE)
     status = os.fstat(found)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(major, minor):
         raise OSError(6, f"is not the character device {major}:{minor}", path)

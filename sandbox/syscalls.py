@@ -173,9 +173,10 @@ def new_filesystem(kind: str, options: dict[str, str | None], attributes: int) -
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
-    """openat2(2), 5.6; always close-on-exec."""
+    """openat2(2), 5.6; always close-on-exec. `path` may begin with /: it is below `directory`."""
     how = struct.pack("=3Q", flags | os.O_CLOEXEC, 0, resolve)
-    return _call(path, _NR_OPENAT2, directory, path.encode(), how, ctypes.c_size_t(len(how)))
+    below = path.lstrip("/").encode() or b"."
+    return _call(path, _NR_OPENAT2, directory, below, how, ctypes.c_size_t(len(how)))
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:

@@ -6,7 +6,8 @@ The proxy may be restarted at any time. Until it is back, nobody who calls model
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sandbox.errors import SandboxError
@@ -34,17 +35,21 @@ class Callers:
         # of the egress proxy (which redacts and writes the logs) breaks nobody's stdout.
         self._outputs: dict[str, int] = {}
 
-    def output(self, name: str, compiled: CompiledPolicy, after: ExitStack) -> tuple[int, int, int]:
-        """stdin, stdout, stderr: a pipe to the redacting proxy, or the log file for our own."""
-        if compiled.policy.id in _OWN_LOG:
-            log = self._of.outfitter.append(f"logs/{name}.log")
-            after.callback(os.close, log)
-            return -1, log, log
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        after.callback(os.close, writing)
-        self.forget(name)
-        self._outputs[name] = reading
-        return -1, writing, writing
+    @contextmanager
+    def output(self, compiled: CompiledPolicy) -> Iterator[tuple[int, int, int]]:
+        """stdin, stdout, stderr for a launch, closed after it: a pipe to the redacting proxy, or
+        the log file for our own."""
+        name = compiled.policy.id
+        if name in _OWN_LOG:
+            writing = self._of.outfitter.append(f"logs/{name}.log")
+        else:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            self.forget(name)
+            self._outputs[name] = reading
+        try:
+            yield -1, writing, writing
+        finally:
+            os.close(writing)
 
     def forget(self, name: str) -> None:
         """The workload has ended; the proxy still reads what it left."""

@@ -119,3 +119,21 @@ class Outfitter:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(path, flags, 0o600)
+
+
+def listen(address: str) -> socket.socket:
+    """The gateway's socket. Not loopback would need TLS, which the gateway does not speak yet."""
+    import ipaddress
+
+    host, _, port = address.rpartition(":")
+    ip = ipaddress.ip_address(host.strip("[]"))
+    if not ip.is_loopback:
+        raise OSError(
+            99, f"gateway.listen {address} is not loopback: put a TLS proxy in front", address
+        )
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((str(ip), int(port)))
+    listening.listen(128)
+    return listening

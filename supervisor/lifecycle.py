@@ -1,8 +1,4 @@
-"""Starting, watching, restarting and stopping workloads.
-
-The one place that knows the order: guarantees, descriptors, cgroup and limits, probes, sandbox,
-verification from outside, network handed to the proxy, and only then the first instruction.
-"""
+"""Starting, watching, restarting and stopping workloads: what follows from what becomes of them."""
 
 from __future__ import annotations
 
@@ -12,17 +8,14 @@ import os
 import signal
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.errors import ProbeError
-from probes.rules import WatchRules
 from proxy.errors import AuditUnwritable
-from sandbox import verify
-from sandbox.errors import SandboxError, VerificationFailed
-from sandbox.launcher import Cell, Running
-from sandbox.plan import SandboxPlan
+from sandbox.errors import SandboxError
+from sandbox.launcher import Running
 from supervisor import doctor
 from supervisor.callers import EGRESS, Callers
 from supervisor.descriptors import Descriptors
@@ -63,7 +56,6 @@ class Lifecycle:
         self._of = of
         self._tasks: set[asyncio.Task[None]] = set()
         self._callers = Callers(of)
-        self._spare: Cell | None = None
         self._turns: dict[str, asyncio.Lock] = {}  # of one-shots
 
     async def start(self, workload: Workload) -> None:
@@ -85,12 +77,7 @@ class Lifecycle:
         try:
             # On record before anything of it runs.
             self._of.record("start", workload.id, "allowed", digest=compiled.sandbox.digest)
-            extra = self._of.watching.reader_fds() if workload.id == READER else {}
-            try:
-                running = await self.launch(compiled, compiled.sandbox, extra, workload)
-            finally:
-                for fd in extra.values():
-                    os.close(fd)
+            running = await self._launch(workload)
         except AuditUnwritable as error:
             workload.enter("backoff", str(error))
             self.spawn(self._restart(workload, _RECORD_AGAIN))
@@ -107,77 +94,26 @@ class Lifecycle:
         elif workload.id == SOFTWARE_TPM:
             self.spawn(self._of.reopen())
 
-    async def launch(
-        self,
-        compiled: CompiledPolicy,
-        plan: SandboxPlan,
-        extra: Mapping[str, int],
-        workload: Workload | None = None,
-        stdio: tuple[int, int, int] | None = None,
-    ) -> Running:
-        """One verified process under `plan`, released. Nothing is left behind on failure.
+    async def _launch(self, workload: Workload) -> Running:
+        of, compiled = self._of, workload.compiled
 
-        `stdio` given: a trial run of somebody else's command, watched down to its denials.
-        """
-        of = self._of
-        with ExitStack() as undo, ExitStack() as after:
-            cell = self._take()
-            undo.callback(self._discard, cell)
-            descriptors = of.outfitter.open(compiled, of.config_of(compiled), extra)
-            after.callback(descriptors.close)
-            undo.callback(descriptors.close_ours)
-            ends = stdio or self._callers.output(plan.workload, compiled, after)
-            launching = asyncio.ensure_future(of.launcher.launch(plan, cell, ends, descriptors.fds))
-            undo.callback(launching.cancel)
-            await asyncio.sleep(0)  # on its way; the limits are in force before it is released
-            cell.leaf.apply(plan.limits, of.waived_controllers)
-            running = await launching
-            findings = verify.inspect(
-                plan, cell.leaf, running.pid, running.report, of.waived_controllers, unreleased=True
-            )
-            await asyncio.shield(cell.ready)
-            findings.append(verify.inspect_filters(plan, running.pid))
-            wrong = [f"{f.layer}: {f.evidence}" for f in findings if f.verdict == "FAIL"]
-            if wrong:
-                raise VerificationFailed(plan.workload, wrong)
-            # Not earlier: the launcher's own steps in the cgroup are high-risk calls.
-            of.watching.register(
-                cell.leaf.id, plan.workload, self._rules(compiled, stdio is not None)
-            )
-            undo.callback(of.watching.unregister, cell.leaf.id)
-            if workload is not None:
-                undo.callback(self._disconnect, workload)
-                await self._connect(workload, running, descriptors)
-            await of.launcher.release(running)
-            undo.pop_all()
-        # Ready-made for the next launch, while nobody waits for it.
-        if self._spare is None:
-            self._spare = of.launcher.spawn(of.slice.leaf())
-        return running
+        async def connect(running: Running, given: Descriptors) -> None:
+            try:
+                await self._connect(workload, running, given)
+            except BaseException:
+                self._disconnect(workload)
+                raise
 
-    def _take(self) -> Cell:
-        """The spare cell, or a new one."""
-        cell, self._spare = self._spare, None
-        if cell is not None and cell.exited.done():
-            self._discard(cell)
-            cell = None
-        return cell or self._of.launcher.spawn(self._of.slice.leaf())
-
-    def _rules(self, compiled: CompiledPolicy, trial: bool) -> WatchRules:
-        watch = compiled.watch
-        return WatchRules(
-            allowed=frozenset(watch.allowed),
-            high_risk=frozenset(watch.high_risk),
-            on_high_risk=watch.on_high_risk,
-            on_unseen=watch.on_unseen,
-            denials=self._of.watching.denials and (watch.denials or trial),
-        )
-
-    def _discard(self, cell: Cell) -> None:
-        with suppress(SandboxError):
-            self._of.launcher.abort(cell)
-        cell.leaf.destroy()
-        cell.close()
+        extra = of.watching.reader_fds() if workload.id == READER else {}
+        try:
+            with self._callers.output(compiled) as stdio:
+                config = of.config_of(compiled)
+                return await of.cells.launch(
+                    compiled, compiled.sandbox, stdio, config, extra, connect
+                )
+        finally:
+            for fd in extra.values():
+                os.close(fd)
 
     async def one_shot(
         self, id_: str, verbs: tuple[str, ...], extra: Mapping[str, int], timeout: float = 60.0
@@ -191,8 +127,11 @@ class Lifecycle:
             raise no_policy(id_)
         self._require(compiled)
         plan = dataclasses.replace(compiled.sandbox, argv=(*compiled.sandbox.argv, *verbs))
-        async with self._turns.setdefault(id_, asyncio.Lock()):
-            return await self._finish(await self.launch(compiled, plan, extra), timeout)
+        cells = self._of.cells
+        with self._callers.output(compiled) as stdio:
+            async with self._turns.setdefault(id_, asyncio.Lock()):
+                running = await cells.launch(compiled, plan, stdio, extra=extra)
+                return await cells.to_its_end(running, timeout)
 
     async def try_out(
         self, id_: str, argv: tuple[str, ...], stdio: tuple[int, int, int], timeout: float
@@ -204,8 +143,8 @@ class Lifecycle:
         plan = dataclasses.replace(
             compiled.sandbox, workload=f"try.{id_}", argv=argv, uid=uid, gid=uid, fds=()
         )
-        running = await self.launch(compiled, plan, {}, stdio=stdio)
-        return await self._finish(running, timeout)
+        running = await self._of.cells.launch(compiled, plan, stdio, trial=True)
+        return await self._of.cells.to_its_end(running, timeout)
 
     async def stop(self, workload: Workload) -> None:
         """SIGTERM, a few seconds, then cgroup.kill. The state is "stopped" when this returns."""
@@ -269,19 +208,6 @@ class Lifecycle:
         if lacking := doctor.unmet(compiled.sandbox.requires, self._of.guarantees):
             raise GuaranteeMissing(lacking)
 
-    async def _finish(self, running: Running, timeout: float) -> int:
-        try:
-            async with asyncio.timeout(timeout):
-                code, number = await asyncio.shield(running.exited)
-        except TimeoutError:
-            running.leaf.kill()
-            code, number = await running.exited
-        finally:
-            self._of.watching.unregister(running.leaf.id)
-            running.leaf.destroy()
-            running.cell.close()
-        return 128 + number if number else code
-
     async def _follow(self, workload: Workload, running: Running) -> None:
         code, number = await asyncio.shield(running.exited)
         if workload.running is not running:
@@ -305,12 +231,9 @@ class Lifecycle:
         if workload.running is not running:
             return
         workload.running = None
-        cgroup = running.leaf.id
-        running.leaf.destroy()
-        self._of.watching.unregister(cgroup)
+        self._of.cells.clean_up(running)
         self._disconnect(workload)
         self._callers.forget(workload.id)
-        running.cell.close()
 
     def _crashed(self, workload: Workload, how: str) -> None:
         delay = workload.crashes.add()

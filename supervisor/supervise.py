@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import os
 import signal
 import socket
@@ -21,17 +20,14 @@ from sandbox.cgroup import Slice, find_mount
 from sandbox.launcher import Launcher
 from supervisor import doctor
 from supervisor.callers import EGRESS
+from supervisor.cells import Cells
 from supervisor.channels import Channels
-from supervisor.descriptors import Outfitter
+from supervisor.descriptors import Outfitter, listen
 from supervisor.egress import Egress
 from supervisor.host import Host
 from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, VaultRefused, public_keys
 from supervisor.lifecycle import Lifecycle, StartError, no_policy
-from supervisor.policy.compile import compile_policies
-from supervisor.policy.context import host_context
-from supervisor.policy.digest import check_versions
-from supervisor.policy.errors import PolicyError
-from supervisor.policy.parse import load_directory
+from supervisor.loading import load_policies
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.policy.wiring import broker_targets, egress_config, ingress_config
 from supervisor.vault.errors import Fault
@@ -60,8 +56,9 @@ class Supervisor:
         )
         self.waived = waived
         self.audit = AuditLog(self._append("audit/supervisor.jsonl"))
-        self.policy_errors: list[PolicyError] = []
-        self.compiled = self._compile()
+        self.compiled, self.policy_errors = load_policies(host)
+        for error in self.policy_errors:
+            self.record("policy", error.file, "refused", reason=str(error))
         self.slice = Slice(find_mount() / self.run_directory.name)
         self.launcher = Launcher(zygote, self.run_directory / "stage")
         self.watching = Watching(
@@ -72,8 +69,11 @@ class Supervisor:
             self.state,
             self.channels,
             broker,
-            _listen(host.listen),
-            _targets(self.compiled, host),
+            listen(host.listen),
+            broker_targets(self.compiled, host),
+        )
+        self.cells = Cells(
+            self.launcher, self.slice, self.outfitter, self.watching, self.waived_controllers
         )
         self.keys = Keys(self._one_shot, self._tpm(), "secret-memory" in waived)
         self.vault: dict[str, Any] = {}
@@ -255,40 +255,15 @@ class Supervisor:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _compile(self) -> dict[str, CompiledPolicy]:
-        """Policies to plans; what is broken is kept for the status and stops nobody else."""
-        policies, errors = load_directory(self.host.paths.policies)
-        memory = self.state / "policies.json"  # uids and versions of earlier runs
-        known = json.loads(memory.read_text()) if memory.exists() else {"ids": {}, "versions": {}}
-        older = check_versions(policies, known["versions"])
-        errors += older
-        refused = {error.file for error in older}
-        policies = [policy for policy in policies if policy.file not in refused]
-        tokens = {p.id: f"anchorhold-placeholder-{os.urandom(16).hex()}" for p in policies}
-        context = host_context(policies, self.host, tokens, known["ids"])
-        compiled = compile_policies(policies, self.host, context, errors)
-        known["ids"] = dict(context.uids)
-        known["versions"].update({policy.id: policy.version for policy in policies})
-        temporary = memory.with_suffix(".new")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(memory)
-        for plan in compiled.values():
-            if plan.state_directory:
-                path = Path(plan.state_directory)
-                path.mkdir(mode=0o700, exist_ok=True)
-                os.chown(path, plan.sandbox.uid, plan.sandbox.gid)
-        for error in errors:
-            self.record("policy", error.file, "refused", reason=str(error))
-        self.policy_errors = errors
-        return compiled
-
     def _noticed(self, notice: events.Notice) -> None:
         """A number from the probe reader: contain, if the workload's policy says so."""
         if notice.verdict < events.Verdict.STOP:
             return
         name = self.watching.name_of(notice.cgroup)
         workload = self.workloads.get(name or "")
-        if workload is not None:
+        if workload is None:
+            self.cells.kill_short(notice.cgroup)
+        else:
             kill = notice.verdict == events.Verdict.KILL
             self.lifecycle.contain(workload, f"high-risk system call {notice.number}", kill)
 
@@ -300,40 +275,3 @@ class Supervisor:
         if not lost.done():
             self.note("lost", what, "failed", reason=f"the {what} died; stopping everything")
             lost.set_result(None)
-
-
-def _listen(address: str) -> socket.socket:
-    """The gateway's socket. Not loopback would need TLS, which the gateway does not speak yet."""
-    import ipaddress
-
-    host, _, port = address.rpartition(":")
-    ip = ipaddress.ip_address(host.strip("[]"))
-    if not ip.is_loopback:
-        raise OSError(
-            99, f"gateway.listen {address} is not loopback: put a TLS proxy in front", address
-        )
-    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((str(ip), int(port)))
-    listening.listen(128)
-    return listening
-
-
-def _targets(
-    compiled: dict[str, CompiledPolicy], host: Host
-) -> dict[str, dict[str, dict[str, object]]]:
-    """The broker's allow-list: who may dial what."""
-    return {
-        client: {
-            name: {"workload": target.workload, "port": target.port}
-            if target.workload
-            else {
-                "host": target.host,
-                "port": target.port,
-                "addresses": list(target.addresses),
-            }
-            for name, target in targets.items()
-        }
-        for client, targets in broker_targets(compiled, host).items()
-    }

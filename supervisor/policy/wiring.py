@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from supervisor.host import Host, Upstream
@@ -11,17 +10,6 @@ from supervisor.policy.plans import CompiledPolicy
 
 _LIMITS = {"head_max": 16384, "head_timeout": 5.0, "idle_timeout": 60.0, "connections": 256}
 ISSUER = "anchorhold"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What one name means to the socket broker: a port of a workload, or of a declared host."""
-
-    name: str
-    workload: str | None
-    host: str | None
-    port: int
-    addresses: tuple[str, ...] = ()
 
 
 def egress_config(compiled: Mapping[str, CompiledPolicy], host: Host) -> dict[str, Any]:
@@ -64,14 +52,20 @@ def ingress_config(
 
 def broker_targets(
     compiled: Mapping[str, CompiledPolicy], host: Host
-) -> dict[str, dict[str, Target]]:
-    """What each proxy may dial: by service id, then by target name. Anything else is refused."""
-    upstreams = {
-        f"upstream.{u.name}": Target(f"upstream.{u.name}", u.workload, u.host, u.port, u.addresses)
-        for u in host.upstreams
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What each proxy may dial, as the broker is told: by service id, then by target name."""
+    upstreams: dict[str, dict[str, Any]] = {
+        f"upstream.{upstream.name}": {"workload": upstream.workload, "port": upstream.port}
+        if upstream.workload
+        else {
+            "host": upstream.host,
+            "port": upstream.port,
+            "addresses": list(upstream.addresses),
+        }
+        for upstream in host.upstreams
     }
     routes = {
-        route.target: Target(route.target, workload, None, route.port)
+        route.target: {"workload": workload, "port": route.port}
         for workload, one in sorted(compiled.items())
         for route in one.routes
     }

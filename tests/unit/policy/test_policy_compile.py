@@ -134,7 +134,7 @@ def test_proxies_get_what_they_parse() -> None:
     }
     targets = broker_targets(plans, HOST)
     assert set(targets["service.egress"]) == {"upstream.practice"}
-    assert targets["service.egress"]["upstream.practice"].workload == "model.practice"
+    assert targets["service.egress"]["upstream.practice"]["workload"] == "model.practice"
     assert set(targets["service.ingress"]) == {r["target"] for r in ingress["routes"]}
 
 

@@ -1,0 +1,141 @@
+"""Making one verified process under a plan, and keeping the next cell ready for the one after.
+
+The one place that knows the order: descriptors, cgroup and limits, sandbox, verification from
+outside, probes, whatever the caller connects, and only then the first instruction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
+
+from probes.rules import WatchRules
+from sandbox import verify
+from sandbox.cgroup import Slice
+from sandbox.errors import SandboxError, VerificationFailed
+from sandbox.launcher import Cell, Launcher, Running
+from sandbox.plan import SandboxPlan
+from supervisor.descriptors import Descriptors, Outfitter
+from supervisor.policy.plans import CompiledPolicy
+from supervisor.watching import Watching
+
+Connect = Callable[[Running, Descriptors], Awaitable[None]]
+
+
+class Cells:
+    """Launches for the supervisor. `waived`: cgroup controllers whose limits the host gave up."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        tree: Slice,
+        outfitter: Outfitter,
+        watching: Watching,
+        waived: frozenset[str],
+    ) -> None:
+        self._launcher = launcher
+        self._tree = tree
+        self._outfitter = outfitter
+        self._watching = watching
+        self._waived = waived
+        self._spare: Cell | None = None
+        self._short: dict[int, Running] = {}  # one-shots and trials, by cgroup id
+
+    async def launch(
+        self,
+        compiled: CompiledPolicy,
+        plan: SandboxPlan,
+        stdio: tuple[int, int, int],
+        config: object = None,
+        extra: Mapping[str, int] | None = None,
+        connect: Connect | None = None,
+        trial: bool = False,
+    ) -> Running:
+        """One process under `plan`, verified and released. Nothing is left behind on failure.
+
+        `config` and `extra` are for its planned descriptors (see Outfitter); `connect` gives its
+        network what the policy says and undoes that itself on failure; a `trial` is watched down to
+        its denials. Raises SandboxError, ProbeError, OSError, and what `connect` raises.
+        """
+        with ExitStack() as undo, ExitStack() as after:
+            cell = self._take()
+            undo.callback(self._discard, cell)
+            descriptors = self._outfitter.open(compiled, config, extra or {})
+            after.callback(descriptors.close)
+            undo.callback(descriptors.close_ours)
+            launching = asyncio.ensure_future(
+                self._launcher.launch(plan, cell, stdio, descriptors.fds)
+            )
+            undo.callback(launching.cancel)
+            await asyncio.sleep(0)  # on its way; the limits are in force before it is released
+            cell.leaf.apply(plan.limits, self._waived)
+            running = await launching
+            seen = (plan, cell.leaf, running.pid, running.report, self._waived)
+            findings = verify.inspect(*seen, unreleased=True)
+            await asyncio.shield(cell.ready)
+            findings.append(verify.inspect_filters(plan, running.pid))
+            wrong = [f"{f.layer}: {f.evidence}" for f in findings if f.verdict == "FAIL"]
+            if wrong:
+                raise VerificationFailed(plan.workload, wrong)
+            # Not earlier: the launcher's own steps in the cgroup are high-risk calls.
+            self._watching.register(cell.leaf.id, plan.workload, self._rules(compiled, trial))
+            undo.callback(self._watching.unregister, cell.leaf.id)
+            if connect is not None:
+                await connect(running, descriptors)
+            await self._launcher.release(running)
+            undo.pop_all()
+        # Ready-made for the next launch, while nobody waits for it.
+        if self._spare is None:
+            self._spare = self._launcher.spawn(self._tree.leaf())
+        return running
+
+    async def to_its_end(self, running: Running, timeout: float) -> int:
+        """Wait for a short run and clean up; its exit code, or 128 + signal. Late: killed."""
+        self._short[running.leaf.id] = running
+        try:
+            async with asyncio.timeout(timeout):
+                code, number = await asyncio.shield(running.exited)
+        except TimeoutError:
+            running.leaf.kill()
+            code, number = await running.exited
+        finally:
+            del self._short[running.leaf.id]
+            self.clean_up(running)
+        return 128 + number if number else code
+
+    def kill_short(self, cgroup: int) -> None:
+        """End the short run in this cgroup, if there is one: nobody would resume it."""
+        if running := self._short.get(cgroup):
+            running.leaf.kill()
+
+    def clean_up(self, running: Running) -> None:
+        """Take back what `launch` gave to a process that has ended; kills what is left of it."""
+        cgroup = running.leaf.id
+        running.leaf.destroy()
+        self._watching.unregister(cgroup)
+        running.cell.close()
+
+    def _take(self) -> Cell:
+        """The spare cell, or a new one."""
+        cell, self._spare = self._spare, None
+        if cell is not None and cell.exited.done():
+            self._discard(cell)
+            cell = None
+        return cell or self._launcher.spawn(self._tree.leaf())
+
+    def _discard(self, cell: Cell) -> None:
+        with suppress(SandboxError):
+            self._launcher.abort(cell)
+        cell.leaf.destroy()
+        cell.close()
+
+    def _rules(self, compiled: CompiledPolicy, trial: bool) -> WatchRules:
+        watch = compiled.watch
+        return WatchRules(
+            allowed=frozenset(watch.allowed),
+            high_risk=frozenset(watch.high_risk),
+            on_high_risk=watch.on_high_risk,
+            on_unseen=watch.on_unseen,
+            denials=self._watching.denials and (watch.denials or trial),
+        )

@@ -1,0 +1,47 @@
+"""Policies in force: read, checked against earlier runs, compiled; and the directories they need.
+
+What must outlast a run stands in `policies.json` below the state directory: the uid of every
+workload, because its files keep it, and the version of every policy, because none may go back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from supervisor.host import Host
+from supervisor.policy.compile import compile_policies
+from supervisor.policy.context import host_context
+from supervisor.policy.digest import check_versions
+from supervisor.policy.errors import PolicyError
+from supervisor.policy.parse import load_directory
+from supervisor.policy.plans import CompiledPolicy
+
+
+def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyError]]:
+    """Every policy that holds together, by id, and what is wrong with the others.
+
+    Raises OSError when the state directory cannot be written.
+    """
+    policies, errors = load_directory(host.paths.policies)
+    memory = Path(host.paths.state) / "policies.json"
+    known = json.loads(memory.read_text()) if memory.exists() else {"ids": {}, "versions": {}}
+    older = check_versions(policies, known["versions"])
+    errors += older
+    refused = {error.file for error in older}
+    policies = [policy for policy in policies if policy.file not in refused]
+    tokens = {p.id: f"anchorhold-placeholder-{os.urandom(16).hex()}" for p in policies}
+    context = host_context(policies, host, tokens, known["ids"])
+    compiled = compile_policies(policies, host, context, errors)
+    known["ids"] = dict(context.uids)
+    known["versions"].update({policy.id: policy.version for policy in policies})
+    temporary = memory.with_suffix(".new")
+    temporary.write_text(json.dumps(known))
+    temporary.replace(memory)
+    for plan in compiled.values():
+        if plan.state_directory:
+            path = Path(plan.state_directory)
+            path.mkdir(mode=0o700, exist_ok=True)
+            os.chown(path, plan.sandbox.uid, plan.sandbox.gid)
+    return compiled, errors
