@@ -28,6 +28,19 @@ class Network:
         shift = len(packed) * 8 - self.bits
         return int.from_bytes(packed, "big") >> shift == self.value >> shift
 
+    def holds_network(self, other: Network) -> bool:
+        """True when all of `other` lies in this network."""
+        width = 32 if self.family == socket.AF_INET else 128
+        shift = width - self.bits
+        same = self.family == other.family and other.bits >= self.bits
+        return same and other.value >> shift == self.value >> shift
+
+
+def is_loopback(text: str) -> bool:
+    """Whether an address in text is in 127.0.0.0/8 or is ::1. ValueError when it is no address."""
+    address = parse_network(text)
+    return any(parse_network(net).holds_network(address) for net in ("127.0.0.0/8", "::1"))
+
 
 def parse_network(text: str) -> Network:
     """`10.0.0.0/8`, `fd00::/8`, or one address. ValueError for anything else, also host bits."""

@@ -143,7 +143,8 @@ class Launcher:
     def prepare(self, plan: SandboxPlan) -> None:
         """Compile `plan` once for all its launches; a plan not prepared is compiled each time."""
         # By identity: hashing a plan means hashing every rule in it, at every launch.
-        self._jobs[id(plan)] = plan, self._pack(plan)
+        if id(plan) not in self._jobs:
+            self._jobs[id(plan)] = plan, self._pack(plan)
 
     def _pack(self, plan: SandboxPlan) -> int:
         job = flatten(plan, self._abi, self._last_capability)

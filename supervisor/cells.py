@@ -58,6 +58,8 @@ class Cells:
         network what the policy says and undoes that itself on failure; a `trial` is watched down to
         its denials. Raises SandboxError, ProbeError, OSError, and what `connect` raises.
         """
+        if plan is compiled.sandbox:
+            self._launcher.prepare(plan)
         with ExitStack() as undo, ExitStack() as after:
             cell = self._take()
             undo.callback(self._discard, cell)

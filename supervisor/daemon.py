@@ -85,8 +85,8 @@ def _supervise(host_file: str, launcher: socket.socket, handle: broker.BrokerHan
         print(broken, file=sys.stderr)
         return 2
     run, state = Path(host.paths.run), Path(host.paths.state)
-    run.mkdir(mode=0o711, parents=True, exist_ok=True)
-    state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _only_one(run):
         print(f"anchorhold up: another supervisor runs in {run}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from sandbox.addresses import is_loopback
 from sandbox.broker import BrokerHandle
 from supervisor.channels import Channels
 from supervisor.policy.plans import CompiledPolicy
@@ -123,17 +124,15 @@ class Outfitter:
 
 def listen(address: str) -> socket.socket:
     """The gateway's socket. Not loopback would need TLS, which the gateway does not speak yet."""
-    import ipaddress
-
     host, _, port = address.rpartition(":")
-    ip = ipaddress.ip_address(host.strip("[]"))
-    if not ip.is_loopback:
+    host = host.strip("[]")
+    if not is_loopback(host):
         raise OSError(
             99, f"gateway.listen {address} is not loopback: put a TLS proxy in front", address
         )
-    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((str(ip), int(port)))
+    listening.bind((host, int(port)))
     listening.listen(128)
     return listening

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from sandbox.addresses import parse_network
 from supervisor.policy.document import Document, Table, parse_document, read_document
 from supervisor.policy.errors import PolicyErrors
 from supervisor.policy.parse import RULE_ID, WORKLOAD
@@ -189,11 +190,9 @@ def _tpm(table: Table | None) -> str:
 def _gateway(table: Table) -> tuple[str, tuple[str, ...]]:
     listen = table.string("listen", _ADDRESS, what='an address such as "127.0.0.1:8443"')
     if listen:
-        import ipaddress
-
         address, _, port = listen.rpartition(":")
         try:
-            ipaddress.ip_address(address.strip("[]"))
+            parse_network(address.strip("[]"))
             valid = 0 < int(port) < 65536
         except ValueError:
             valid = False

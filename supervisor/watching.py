@@ -32,9 +32,9 @@ def mount_bpf(directory: Path) -> None:
 
     It goes with the supervisor, and every pinned probe with it. Raises OSError.
     """
-    directory.mkdir(mode=0o711, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    syscalls.mount("bpf", str(directory), "bpf", flags, "mode=0711")
+    syscalls.mount("bpf", str(directory), "bpf", flags, "mode=0700")
 
 
 class Watching:

@@ -163,7 +163,7 @@ def _installed(template: Path) -> Path:
     for name, path in paths.items():
         text = re.sub(rf"(?m)^{name}( +)=.*$", rf'{name}\1= "{path}"', text)
     directory = Path("/run/anchorhold")
-    directory.mkdir(mode=0o711, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     made = directory / "demo-host.toml"
     made.write_text(text)
     return made

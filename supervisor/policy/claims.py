@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Sequence
 
+from sandbox.addresses import parse_network
 from sandbox.plan import Bind, SandboxPlan, Tmpfs
 from supervisor.host import Host
 from supervisor.policy.files import covers
@@ -61,6 +61,7 @@ def _matches(pattern: str, host: str) -> bool:
     if pattern.startswith("*."):
         return host.endswith(pattern[1:])
     try:
-        return ipaddress.ip_address(host.strip("[]")) in ipaddress.ip_network(pattern)
+        address = parse_network(host.strip("[]"))
+        return parse_network(pattern).holds_network(address)
     except ValueError:
         return host == pattern
