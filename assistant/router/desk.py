@@ -122,7 +122,9 @@ class _Connection:
             return
         self._peer.running += 1
         self._peer.per_client[ask.client] += 1
-        self._tasks[ask.id] = asyncio.create_task(self._run(ask))
+        task = self._tasks[ask.id] = asyncio.create_task(self._run(ask))
+        # Not a `finally` in _run: a task cancelled before its first step never enters it.
+        task.add_done_callback(lambda _: self._done(ask))
 
     def _check(self, ask: Ask) -> None:
         if not self._peer.speaks(ask.protocol):
@@ -146,14 +148,14 @@ class _Connection:
             )
 
     async def _run(self, ask: Ask) -> None:
-        try:
-            await self._emit(await self._work(self._peer.identity, ask, self._emit))
-        finally:
-            self._tasks.pop(ask.id, None)
-            self._peer.running -= 1
-            self._peer.per_client[ask.client] -= 1
-            if not self._peer.per_client[ask.client]:
-                del self._peer.per_client[ask.client]
+        await self._emit(await self._work(self._peer.identity, ask, self._emit))
+
+    def _done(self, ask: Ask) -> None:
+        self._tasks.pop(ask.id, None)
+        self._peer.running -= 1
+        self._peer.per_client[ask.client] -= 1
+        if not self._peer.per_client[ask.client]:
+            del self._peer.per_client[ask.client]
 
     async def _emit(self, event: Event) -> None:
         """Send one line, waiting while the adapter is behind; silent once it has gone."""
