@@ -72,14 +72,23 @@ def _open(folder: Path, suffix: str, workload: str | None) -> dict[str, int]:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             found[name] = os.open(folder / f"{name}{suffix}", flags)
     except FileNotFoundError as error:
-        raise ControlError(
-            "no_log", f"there is no {error.filename}", "`anchorhold status` lists the workloads"
-        ) from None
+        raise _no_file(folder, suffix, workload, str(error.filename)) from None
     except PermissionError as error:
         raise ControlError(
             "not_allowed", f"{error.filename} is root's", "use sudo", exits.NOT_ALLOWED
         ) from None
     return found
+
+
+def _no_file(folder: Path, suffix: str, workload: str | None, path: str) -> ControlError:
+    """Adapters, executors and models have no audit file: what they record is in their log."""
+    if suffix == ".jsonl" and workload and (folder.parent / "logs" / f"{workload}.log").exists():
+        return ControlError(
+            "no_audit_file",
+            f"{workload} keeps its records in its log",
+            f"anchorhold logs {workload}",
+        )
+    return ControlError("no_log", f"there is no {path}", "`anchorhold status` lists the workloads")
 
 
 def _tail(fd: int, count: int) -> list[bytes]:

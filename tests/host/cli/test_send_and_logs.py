@@ -293,6 +293,15 @@ def test_audit_is_in_the_order_of_time(place):
     assert json.loads(raw) == second
 
 
+def test_audit_of_a_workload_without_an_audit_file_points_at_its_log(place):
+    (place.folder / "state/logs/adapter.rest.log").write_text("one\n")
+    done = place.run("logs", "--audit", "adapter.rest")
+    assert done.returncode == exits.FAILED
+    assert "adapter.rest keeps its records in its log" in done.stderr
+    assert "anchorhold logs adapter.rest\n" in done.stderr
+    assert "there is no" in place.run("logs", "--audit", "adapter.nope").stderr
+
+
 @pytest.mark.parametrize("name", ["../../etc/shadow", "/etc/shadow", "-x", "nope"])
 def test_no_other_file_can_be_named(place, name):
     done = place.run("logs", "--", name)
