@@ -9,7 +9,6 @@ serve; which ones were used is in the loader's status.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,39 +23,6 @@ class Headers:
     build: str
     source: str
     exact: bool
-
-
-def _key(release: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", release)]
-
-
-def newest(release: str = "", root: Path = Path("/")) -> Headers:
-    """Headers for the running kernel, else the newest installed ones, for the sandbox's links.
-
-    The plan of the loader needs /lib/modules/<running release>/build and /source pointing at
-    `build` and `source`. Raises ProbeError `no_headers`.
-    """
-    release = release or os.uname().release
-    found = []
-    for modules in (root / "lib/modules").glob("*"):
-        build, source = modules / "build", modules / "source"
-        if (build / "include").is_dir():
-            target = source if (source / "include").is_dir() else build
-            found.append(
-                Headers(
-                    modules.name,
-                    str(build.resolve()),
-                    str(target.resolve()),
-                    modules.name == release,
-                )
-            )
-    if not found:
-        raise ProbeError(
-            "no_headers",
-            f"No kernel headers are installed (looked in {root / 'lib/modules'}).",
-            "Install the package linux-headers-amd64 (Debian) or kernel-devel (Fedora).",
-        )
-    return max(found, key=lambda headers: (headers.exact, _key(headers.release)))
 
 
 def linked(release: str = "", modules: Path = Path("/lib/modules")) -> Headers:

@@ -140,6 +140,11 @@ class Leaf:
         (self.path / "cgroup.freeze").write_text("1")
         self._wait("frozen", "1", timeout)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether every task in it is stopped."""
+        return self._event("frozen") == "1"
+
     def thaw(self) -> None:
         """Undo freeze."""
         (self.path / "cgroup.freeze").write_text("0")

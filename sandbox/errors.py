@@ -19,7 +19,8 @@ class LaunchFailed(SandboxError):
         super().__init__(
             "launch_failed",
             f"{workload}: step '{step}' failed: {reason}",
-            "the step names the layer; see docs/hardening.md and `anchorhold doctor`",
+            "the step names the layer; `anchorhold doctor` tells what this host can do, "
+            "`anchorhold policy explain` what the sandbox holds",
         )
         self.step = step
 

@@ -164,14 +164,18 @@ class Launcher:
                 data, fds, _, _ = socket.recv_fds(self._control, 65536, 8, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
+            except OSError:
+                data = b""
             if not data:
                 self._loop.remove_reader(self._control.fileno())
                 for cell in self._cells.values():
                     cell.fail(_lost())
+                    cell.exited.set_result((-1, 9))  # PDEATHSIG: they died with the zygote
                 self.lost.set_result(None)
                 return
             kind, number, *rest = marshal.loads(data)  # noqa: S302 - our own zygote
-            self._handle(kind, self._cells[number], rest, fds)
+            if number in self._cells:
+                self._handle(kind, self._cells[number], rest, fds)
 
     def _handle(self, kind: str, cell: Cell, rest: list[Any], fds: list[int]) -> None:
         if kind == "spawned":
@@ -186,6 +190,9 @@ class Launcher:
         elif kind == "failed":
             step, reason = rest
             cell.fail(LaunchFailed(cell.name, step, reason))
+            if step == "clone3":  # there is no process to exit
+                cell.exited.set_result((-1, 0))
+                del self._cells[cell.number]
         elif kind == "exit":
             code, signal = rest
             reason = f"exit code {code}, signal {signal}"

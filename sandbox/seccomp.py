@@ -44,9 +44,9 @@ def compile_filters(spec: SeccompSpec) -> tuple[bytes, ...]:
     return tuple(programs)
 
 
-def denying_filter(calls: tuple[str, ...], action: str = "EPERM") -> bytes:
-    """A filter that answers `calls` with `action` and lets everything else pass."""
-    return _build("allow", tuple(SyscallRule(call, action) for call in calls))
+def denying_filter(rules: tuple[SyscallRule, ...]) -> bytes:
+    """A filter that only takes away: what none of `rules` matches passes."""
+    return _build("allow", rules)
 
 
 def launch_rules(spec: SeccompSpec) -> tuple[SyscallRule, ...]:

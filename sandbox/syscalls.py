@@ -1,4 +1,4 @@
-"""Thin wrappers for the system calls that Python 3.11 lacks, one each, x86_64 and aarch64.
+"""Thin wrappers for the system calls that Python 3.11 lacks, one each, for x86-64.
 
 Every wrapper raises OSError with the path or object it was called on. Imports are few on purpose:
 this module is loaded in the zygote, and each import there is memory and start-up time.
@@ -15,12 +15,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc_gil = ctypes.PyDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, *(ctypes.c_ulong,) * 4]
 
-# Calls added since 2019 share one number on all architectures; older ones do not.
-_OLD = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "execveat": 322, "seccomp": 317, "capset": 126},
-    "aarch64": {"pivot_root": 41, "keyctl": 219, "execveat": 281, "seccomp": 277, "capset": 91},
-}
-_NR = _OLD[os.uname().machine]
+# x86-64 numbers; those added since 2019 are the same on every architecture.
+_NR_CAPSET, _NR_PIVOT_ROOT, _NR_KEYCTL, _NR_SECCOMP, _NR_EXECVEAT = 126, 155, 250, 317, 322
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
 _NR_CLONE3, _NR_CLOSE_RANGE, _NR_OPENAT2 = 435, 436, 437
 _NR_MOUNT_SETATTR = 442
@@ -123,7 +119,7 @@ def umount2(target: str, flags: int) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2)."""
-    _call(new, _NR["pivot_root"], new.encode(), old.encode())
+    _call(new, _NR_PIVOT_ROOT, new.encode(), old.encode())
 
 
 def open_tree(directory: int, path: str, recursive: bool = True) -> int:
@@ -200,7 +196,7 @@ def execveat(fd: int, argv: list[bytes], environment: list[bytes]) -> None:
     """execveat(2) of the file behind `fd`; returns only by raising."""
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
     variables = (ctypes.c_char_p * (len(environment) + 1))(*environment, None)
-    _call(argv[0], _NR["execveat"], fd, b"", arguments, variables, ctypes.c_int(_AT_EMPTY_PATH))
+    _call(argv[0], _NR_EXECVEAT, fd, b"", arguments, variables, ctypes.c_int(_AT_EMPTY_PATH))
 
 
 def prctl(option: int, *args: int) -> int:
@@ -211,7 +207,7 @@ def prctl(option: int, *args: int) -> int:
 
 def join_session_keyring() -> int:
     """A fresh anonymous session keyring; its serial number. keyctl(2)."""
-    return _call("keyring", _NR["keyctl"], 1, None, 0, 0, 0)
+    return _call("keyring", _NR_KEYCTL, 1, None, 0, 0, 0)
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
@@ -222,14 +218,14 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         "=6I", effective & low, permitted & low, inheritable & low,
         effective >> high, permitted >> high, inheritable >> high,
     )  # fmt: skip
-    _call("capset", _NR["capset"], header, data)
+    _call("capset", _NR_CAPSET, header, data)
 
 
 def seccomp_load(program: bytes) -> None:
     """Load one compiled filter (struct sock_filter[]). seccomp(2), SECCOMP_SET_MODE_FILTER."""
     instructions = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(instructions))
-    _call("seccomp", _NR["seccomp"], ctypes.c_uint(1), ctypes.c_uint(0), fprog)
+    _call("seccomp", _NR_SECCOMP, ctypes.c_uint(1), ctypes.c_uint(0), fprog)
 
 
 def landlock_abi() -> int:

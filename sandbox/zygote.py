@@ -22,6 +22,7 @@ import os
 import select
 import signal
 import socket
+import sys
 
 from sandbox import confine, credentials, syscalls
 
@@ -113,17 +114,23 @@ class Zygote:
         for fd in (pidfd, ours.fileno()):
             self._by_fd[fd] = child
             self._poll.register(fd, select.POLLIN)
-        netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:  # killed already; its exit follows
+            self._send(("failed", cell, "network namespace", str(error)))
+            return
         self._send(("spawned", cell, pid), [pidfd, netns])
         os.close(netns)
 
     def _hear(self, child: _Child) -> None:
         """One message of a child; end of file is its exec, or its death, which follows."""
-        message = child.sync.recv(4096)
+        try:
+            message = child.sync.recv(4096)
+        except OSError:
+            message = b""  # killed with our last message unread
         kind = message[:1]
         if kind == b"U":
             _map_ids(child)
-            _tell(child, b"u")
         elif kind == b"C":
             report = marshal.loads(message[1:])  # noqa: S302 - our own child, before its exec
             self._send(("confined", child.cell, report))
@@ -162,16 +169,21 @@ def _tell(child: _Child, message: bytes, fds: list[int] | None = None) -> None:
 
 def _map_ids(child: _Child) -> None:
     uid, gid = child.ids
-    for name, value in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        fd = os.open(f"/proc/{child.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+    try:
+        for name, value in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            fd = os.open(f"/proc/{child.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+    except OSError:
+        _kill(child)  # killed already, or it may not go on without its map
+    else:
+        _tell(child, b"u")
 
 
 def _kill(child: _Child) -> None:
@@ -196,14 +208,16 @@ def start() -> tuple[int, socket.socket]:
             os.umask(0o077)
             # A session without a terminal for us and all children; defaults where Python ignores.
             os.setsid()
-            for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             # A collection in a child would write to every page and so copy it.
             gc.disable()
             gc.freeze()
             Zygote(theirs).run()
-        finally:
-            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(70)
+        os._exit(0)
     theirs.close()
     return pid, ours

@@ -82,14 +82,18 @@ class Callers:
                 continue
             try:
                 await self.announce(workload)
-                if workload.running is not None and workload.state == "running":
-                    workload.running.leaf.thaw()
+                self.let_run(workload)
             except (EgressRefused, SandboxError, OSError) as error:
                 self._of.note("announce", workload.id, "failed", reason=str(error))
 
+    def let_run(self, workload: Workload) -> None:
+        """Thaw it if everything that it needs beside it is there."""
+        if workload.running and workload.state == "running" and self._of.may_run(workload):
+            workload.running.leaf.thaw()
+
     def freeze(self) -> None:
-        """Without the proxy nothing that talks to models may go on; who is ending ends."""
+        """Stop whoever may not go on without what has just gone; who is ending ends."""
         for workload in self._of.workloads.values():
-            if workload.running and workload.wanted and workload.compiled.egress is not None:
+            if workload.running and workload.wanted and not self._of.may_run(workload):
                 with suppress(SandboxError, OSError):
                     workload.running.leaf.freeze()

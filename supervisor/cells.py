@@ -63,7 +63,7 @@ class Cells:
         with ExitStack() as undo, ExitStack() as after:
             cell = self._take()
             undo.callback(self._discard, cell)
-            descriptors = self._outfitter.open(compiled, config, extra or {})
+            descriptors = self._outfitter.open(plan, config, extra or {})
             after.callback(descriptors.close)
             undo.callback(descriptors.close_ours)
             launching = asyncio.ensure_future(
@@ -88,23 +88,23 @@ class Cells:
             await self._launcher.release(running)
             undo.pop_all()
         # Ready-made for the next launch, while nobody waits for it.
-        if self._spare is None:
-            self._spare = self._launcher.spawn(self._tree.leaf())
+        with suppress(SandboxError, OSError):  # the next launch will say what is wrong
+            self._spare = self._spare or self._launcher.spawn(self._tree.leaf())
         return running
 
-    async def to_its_end(self, running: Running, timeout: float) -> int:
-        """Wait for a short run and clean up; its exit code, or 128 + signal. Late: killed."""
+    async def to_its_end(self, running: Running, timeout: float) -> tuple[int, int]:
+        """Wait for a short run and clean up; its exit code and signal. Late: killed."""
         self._short[running.leaf.id] = running
         try:
             async with asyncio.timeout(timeout):
-                code, number = await asyncio.shield(running.exited)
+                ended = await asyncio.shield(running.exited)
         except TimeoutError:
             running.leaf.kill()
-            code, number = await running.exited
+            ended = await running.exited
         finally:
             del self._short[running.leaf.id]
             self.clean_up(running)
-        return 128 + number if number else code
+        return ended
 
     def kill_short(self, cgroup: int) -> None:
         """End the short run in this cgroup, if there is one: nobody would resume it."""

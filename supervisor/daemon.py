@@ -27,17 +27,22 @@ DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
 _KEPT = (
     "chown", "dac_override", "dac_read_search", "kill", "sys_ptrace", "bpf", "perfmon",
 )  # fmt: skip
-# Root and long-lived, it must be of no use to whoever got into it: it runs no other program, enters
-# no namespace, mounts nothing, and puts nothing into the kernel.
+# Root and long-lived, it must be of little use to whoever got into it: it runs no other program,
+# makes and enters no namespace, mounts nothing, and puts nothing into the kernel.
 _NEVER = (
     "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "unshare", "setns",
     "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsmount",
     "fspick", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load",
     "reboot", "swapon", "swapoff", "keyctl", "add_key", "request_key", "perf_event_open",
-    "userfaultfd", "io_uring_setup", "open_by_handle_at", "iopl", "ioperm",
+    "userfaultfd", "io_uring_setup", "open_by_handle_at", "iopl", "ioperm", "pidfd_getfd",
+    "mount_setattr", "#467", "process_madvise", "kcmp",
 )  # fmt: skip
-_NOBODY = 65534
-_BROKER_ID = 4095  # above every uid that policies can get from the range
+_NEW = (
+    syscalls.CLONE_NEWNS, syscalls.CLONE_NEWCGROUP, syscalls.CLONE_NEWUTS, syscalls.CLONE_NEWIPC,
+    syscalls.CLONE_NEWUSER, syscalls.CLONE_NEWPID, syscalls.CLONE_NEWNET,
+)  # fmt: skip
+# Ids of our own helpers, above every uid that policies can get from the range.
+_BROKER_ID, _RESOLVER_ID = 4095, 4094
 
 
 def main(argv: list[str]) -> int:
@@ -46,6 +51,9 @@ def main(argv: list[str]) -> int:
     if host_file is None:
         print("usage: anchorhold up [--host-file FILE]", file=sys.stderr)
         return 2
+    if os.uname().machine != "x86_64":
+        print("anchorhold up: only x86-64 so far: call numbers and paths are its", file=sys.stderr)
+        return 1
     if os.geteuid() != 0:
         print("anchorhold up: must be root: it makes cgroups and namespaces", file=sys.stderr)
         return 6
@@ -93,11 +101,20 @@ def _supervise(host_file: str, launcher: socket.socket, handle: broker.BrokerHan
     (run / "stage").mkdir(mode=0o700, exist_ok=True)
     # Names are looked up by a process of their own, and only where the host file has any.
     named = any(upstream.host for upstream in host.upstreams)
-    handle.lock_down(host.id_base + _BROKER_ID, resolver_uid=_NOBODY if named else None)
+    resolver = host.id_base + _RESOLVER_ID if named else None
+    handle.lock_down(host.id_base + _BROKER_ID, resolver_uid=resolver)
 
     import asyncio
 
-    return asyncio.run(_serve(host, launcher, handle))
+    from sandbox.errors import SandboxError
+    from supervisor.control import ControlError
+
+    try:
+        return asyncio.run(_serve(host, launcher, handle))
+    except (OSError, SandboxError, ControlError) as error:
+        fix = getattr(error, "fix", "")
+        print(f"anchorhold up: {error}" + (f"\n  to do: {fix}" if fix else ""), file=sys.stderr)
+        return 1
 
 
 async def _serve(host: Host, launcher: socket.socket, handle: broker.BrokerHandle) -> int:
@@ -122,13 +139,17 @@ async def _serve(host: Host, launcher: socket.socket, handle: broker.BrokerHandl
 def _give_up() -> None:
     """From here on the supervisor is root in name and in seven capabilities."""
     from sandbox import seccomp
+    from sandbox.plan import ArgTest, SyscallRule
 
     keep = credentials.mask(_KEPT)
     last = int(open("/proc/sys/kernel/cap_last_cap").read())  # noqa: PTH123, SIM115 - one line
     credentials.drop_bounding(keep, last)
     syscalls.capset(keep, keep, 0)
     credentials.no_new_privileges()
-    syscalls.seccomp_load(seccomp.denying_filter(_NEVER))
+    rules = [SyscallRule(call, "EPERM") for call in _NEVER]
+    rules += [SyscallRule("clone", "EPERM", (ArgTest(0, "masked_eq", b, b),)) for b in _NEW]
+    rules.append(SyscallRule("clone3", "ENOSYS"))  # its flags lie in memory; libraries fall back
+    syscalls.seccomp_load(seccomp.denying_filter(tuple(rules)))
 
 
 def _only_one(run: Path) -> bool:

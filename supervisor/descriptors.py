@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sandbox.addresses import is_loopback
 from sandbox.broker import BrokerHandle
+from sandbox.errors import SandboxError
+from sandbox.plan import SandboxPlan
 from supervisor.channels import Channels
-from supervisor.policy.plans import CompiledPolicy
 from supervisor.watching import memfd
 
 
@@ -70,18 +71,17 @@ class Outfitter:
         self._listening = listening
         self._targets = targets
 
-    def open(
-        self, compiled: CompiledPolicy, config: object, extra: Mapping[str, int]
-    ) -> Descriptors:
-        """All of `compiled`'s planned descriptors; `extra` come from the caller and stay his.
+    def open(self, plan: SandboxPlan, config: object, extra: Mapping[str, int]) -> Descriptors:
+        """All of `plan`'s descriptors; `extra` come from the caller and stay his.
 
-        Raises OSError; then nothing stays open.
+        Raises OSError and SandboxError; then nothing stays open.
         """
         found = Descriptors()
         try:
-            for name in compiled.sandbox.fds:
-                self._open(found, compiled.policy.id, name, config, extra)
+            for name in plan.fds:
+                self._open(found, plan.workload, name, config, extra)
         except BaseException:
+            found.close_ours()
             found.close()
             raise
         return found
@@ -111,8 +111,11 @@ class Outfitter:
         elif name.startswith("channel."):
             found.lend(name, self._channels.server_end(workload, name.removeprefix("channel.")))
         else:
-            # A verb that hands nothing over for this name still needs its number taken.
-            found.give(name, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+            raise SandboxError(
+                "no_descriptor",
+                f"{workload}: nobody hands over {name}",
+                "remove it from the policy",
+            )
 
     def append(self, name: str) -> int:
         """An append-only file below the state directory, for root and nobody else to read."""

@@ -102,15 +102,15 @@ def _guarantee(
 
 
 def _waive(found: Guarantee, waivers: dict[str, Waiver], today: date) -> Guarantee:
-    waiver = waivers.get(found.name)
+    waiver, alias = waivers.get(found.name), ""
     if waiver is None and found.name == "hardware-tpm":
-        waiver = waivers.get(_EMBEDDED_TPM)
+        waiver, alias = waivers.get(_EMBEDDED_TPM), f" (waived as {_EMBEDDED_TPM})"
     if waiver is None or found.state != "missing":
         return found
     if waiver.expires and today > waiver.expires:
         evidence = f"{found.evidence}; its waiver ended on {waiver.expires}"
         return dataclasses.replace(found, evidence=evidence)
-    return dataclasses.replace(found, state="waived", why_waived=waiver.why)
+    return dataclasses.replace(found, state="waived", why_waived=waiver.why + alias)
 
 
 def _read(path: Path) -> str | None:
@@ -138,7 +138,8 @@ def _cgroup(root: Path) -> Iterator[Guarantee]:
         evidence = f"cgroup.controllers: {' '.join(controllers) or '(none)'}"
         fix = f"{_UNIFIED}, or waive `cgroup:{name}` in the host file"
         holds = name in controllers
-        yield _guarantee(f"cgroup:{name}", holds, evidence + ("" if holds else instead), fix)
+        yield _guarantee(f"cgroup:{name}", holds, evidence + ("" if holds else instead), fix,
+                         advice=name == "io")  # fmt: skip
     yield _cgroup_kill(inside, mount is not None)
 
 

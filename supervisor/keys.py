@@ -55,8 +55,8 @@ class Keys:
 
     async def names(self) -> list[str]:
         """The names of the stored keys."""
-        names = (await self._run("list", result=True))["names"]
-        return [str(name) for name in names]
+        names = (await self._run("list", result=True)).get("names")
+        return [str(name) for name in names] if isinstance(names, list) else []
 
     async def add(self, name: str, value: int) -> None:
         """Store the key that can be read from the descriptor `value`."""
@@ -100,7 +100,12 @@ class Keys:
             os.close(reading)
             os.close(writing)
         self._check(code)
-        answer: dict[str, Any] = json.loads(said)
+        try:
+            answer = json.loads(said)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise VaultRefused(Fault.INTERNAL)
         return answer
 
     @staticmethod
@@ -111,9 +116,12 @@ class Keys:
 
 def public_keys(status: Mapping[str, Any]) -> list[dict[str, str]]:
     """The gateway's verification keys out of the helper's status; anything odd is left out."""
-    vault = status.get("vault") or {}
+    vault = status.get("vault")
+    keys = vault.get("keys") if isinstance(vault, dict) else None
     return [
         {"kid": key["kid"], "x": key["x"]}
-        for key in vault.get("keys", [])
-        if _KEY_ID.fullmatch(str(key.get("kid"))) and _PUBLIC_KEY.fullmatch(str(key.get("x")))
+        for key in (keys if isinstance(keys, list) else [])
+        if isinstance(key, dict)
+        and _KEY_ID.fullmatch(str(key.get("kid")))
+        and _PUBLIC_KEY.fullmatch(str(key.get("x")))
     ]

@@ -21,6 +21,7 @@ from supervisor.callers import EGRESS, Callers
 from supervisor.descriptors import Descriptors
 from supervisor.egress import Egress, EgressRefused
 from supervisor.keys import SOFTWARE_TPM
+from supervisor.policy.compile import with_words
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.watching import READER
 from supervisor.workload import Workload
@@ -93,6 +94,9 @@ class Lifecycle:
             await self._callers.announce_all()
         elif workload.id == SOFTWARE_TPM:
             self.spawn(self._of.reopen())
+        elif workload.id == READER:
+            for other in self._of.workloads.values():
+                self._callers.let_run(other)
 
     async def _launch(self, workload: Workload) -> Running:
         of, compiled = self._of, workload.compiled
@@ -120,23 +124,29 @@ class Lifecycle:
     ) -> int:
         """Run a service to its end; its exit code, or 128 + signal. One at a time of each.
 
+        `verbs` are a verb and options that its policy names; `extra` its descriptors.
+
         Raises what launch raises, and SandboxError where the policy is missing or cannot be kept.
         """
         compiled = self._of.compiled.get(id_)
         if compiled is None:
             raise no_policy(id_)
         self._require(compiled)
-        plan = dataclasses.replace(compiled.sandbox, argv=(*compiled.sandbox.argv, *verbs))
+        plan = with_words(compiled, verbs, tuple(extra)) if verbs else compiled.sandbox
         cells = self._of.cells
         with self._callers.output(compiled) as stdio:
             async with self._turns.setdefault(id_, asyncio.Lock()):
                 running = await cells.launch(compiled, plan, stdio, extra=extra)
-                return await cells.to_its_end(running, timeout)
+                code, number = await cells.to_its_end(running, timeout)
+        return 128 + number if number else code
 
     async def try_out(
         self, id_: str, argv: tuple[str, ...], stdio: tuple[int, int, int], timeout: float
-    ) -> int:
-        """Run `argv` in a fresh sandbox of `id_`'s policy, under a uid of its own."""
+    ) -> tuple[int, int]:
+        """Run `argv` in a fresh sandbox of `id_`'s policy, under a uid of its own.
+
+        Its exit code and signal.
+        """
         compiled = self._of.compiled[id_]
         self._require(compiled)
         uid = self._of.spare_uid
@@ -215,8 +225,6 @@ class Lifecycle:
         self._settle(workload, running)
         how = f"signal {signal.Signals(number).name}" if number else f"exit code {code}"
         self._of.note("exit", workload.id, "failed" if code else "allowed", reason=how)
-        if workload.id == EGRESS:
-            self._callers.freeze()
         if workload.state == "quarantined" or not workload.wanted:
             return
         if code == 0 and workload.compiled.restart != "always":
@@ -234,6 +242,8 @@ class Lifecycle:
         self._of.cells.clean_up(running)
         self._disconnect(workload)
         self._callers.forget(workload.id)
+        if workload.id in (EGRESS, READER):
+            self._callers.freeze()
 
     def _crashed(self, workload: Workload, how: str) -> None:
         delay = workload.crashes.add()
@@ -268,6 +278,8 @@ class Lifecycle:
         if workload.id == EGRESS and of.egress is not None:
             of.egress.close()
             of.egress = None
+        if workload.id == READER:
+            of.watching.detach_reader()
 
 
 def _listening(pid: int) -> set[int]:

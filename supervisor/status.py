@@ -46,14 +46,22 @@ def _degraded(of: Supervisor, workloads: list[dict[str, Any]]) -> list[dict[str,
         if g.state == "waived"
     ]
     found += [
-        {"guarantee": f"workload {w['id']}", "why": f"{w['state']}: {w['error']}"}
-        for w in workloads
-        if w["state"] in ("quarantined", "failed", "backoff")
+        {"guarantee": f"workload {w['id']}", "why": why} for w in workloads if (why := _wrong(w))
     ]
     if problem := of.vault.get("problem"):
         found.append({"guarantee": "vault", "why": str(problem)})
     found += [{"guarantee": "policy", "why": str(error)} for error in of.policy_errors]
     return found
+
+
+def _wrong(workload: dict[str, Any]) -> str:
+    """What is not as it should be with one workload, or nothing."""
+    if workload["state"] != "running":
+        return f"{workload['state']}: {workload['error'] or 'not running'}"
+    if workload["frozen"]:
+        return "frozen: the egress proxy or the probe reader is not running"
+    failed = [layer["layer"] for layer in workload["layers"] if layer["verdict"] == "FAIL"]
+    return f"differs from its plan: {', '.join(failed)}" if failed else ""
 
 
 def _tpm(of: Supervisor) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def _tpm(of: Supervisor) -> dict[str, Any]:
 def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
     policy, plan, running = workload.compiled.policy, workload.compiled.sandbox, workload.running
     layers: list[dict[str, Any]] = []
-    memory = None
+    memory, frozen = None, False
     if running is not None:
         with suppress(OSError, SandboxError, KeyError):
             findings = verify.inspect(
@@ -79,6 +87,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
             )
             layers = [as_json(finding) for finding in (*findings, _watched(of, running.leaf))]
             memory = resident(running.pid)
+            frozen = running.leaf.frozen
     return {
         "id": workload.id,
         "kind": policy.kind,
@@ -88,6 +97,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
         "restarts": workload.restarts,
         "since": workload.since,
         "rss": memory,
+        "frozen": frozen,
         "policy": {"file": policy.file, "version": policy.version, "digest": plan.digest},
         "error": workload.error,
         "layers": layers,
@@ -97,7 +107,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
 def _watched(of: Supervisor, leaf: Leaf) -> verify.Finding:
     """The probes' counters of one workload; a lost event is told, an unwatched workload fails."""
     counts = of.watching.counters_of(leaf.id)
-    if counts is None:
+    if counts is None or not of.watching.heard:
         verdict: verify.Verdict = "DEGRADED" if "probes" in of.waived else "FAIL"
         return verify.Finding("probes", "every call watched", "not watched", verdict)
     evidence = f"seen {counts.seen}, suppressed {counts.suppressed}, lost {counts.lost}"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from probes import events
 from proxy.audit import AuditLog, AuditUnwritable
@@ -48,6 +48,7 @@ class Supervisor:
         today = datetime.now(UTC).date()
         self.host = host
         self.broker = broker
+        listening = listen(host.listen)  # first: nothing is left behind when the port is taken
         self.run_directory, self.state = Path(host.paths.run), Path(host.paths.state)
         self.guarantees = doctor.check(host)
         waived = host.waived(today)
@@ -59,7 +60,10 @@ class Supervisor:
         self.compiled, self.policy_errors = load_policies(host)
         for error in self.policy_errors:
             self.record("policy", error.file, "refused", reason=str(error))
-        self.slice = Slice(find_mount() / self.run_directory.name)
+        # Named by the whole path of the run directory, of which there is one: no other supervisor
+        # may take the cgroups of this one for its own.
+        name = host.paths.run.strip("/").replace("/", "-")
+        self.slice = Slice(find_mount() / name)
         self.launcher = Launcher(zygote, self.run_directory / "stage")
         self.watching = Watching(
             self.run_directory / "bpf", self.slice, self._noticed, host.denials
@@ -69,7 +73,7 @@ class Supervisor:
             self.state,
             self.channels,
             broker,
-            listen(host.listen),
+            listening,
             broker_targets(self.compiled, host),
         )
         self.cells = Cells(
@@ -96,14 +100,18 @@ class Supervisor:
         lost = loop.create_future()
         loop.add_reader(self.broker.control.fileno(), self._broker_gone, lost)
         self.launcher.lost.add_done_callback(lambda _: self._lost(lost, "launcher"))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        bringing = asyncio.ensure_future(self._bring_up())
+        ends: set[asyncio.Future[Any]] = {stopping, lost}
         try:
-            await self._bring_up()
-            ready()
-            await asyncio.wait(
-                [asyncio.ensure_future(self._stopping.wait()), lost],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait({bringing, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if not any(end.done() for end in ends):
+                bringing.result()
+                ready()
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            bringing.cancel()
+            await asyncio.gather(bringing, return_exceptions=True)
             await self._take_down()
         return 1 if lost.done() else 0
 
@@ -158,8 +166,10 @@ class Supervisor:
 
     def _lose(self, guarantee: str, evidence: str) -> None:
         """What doctor found possible turned out not to be."""
+        why = next((w.why for w in self.host.waivers if w.guarantee == guarantee), "")
+        state: Literal["waived", "missing"] = "waived" if guarantee in self.waived else "missing"
         self.guarantees = [
-            dataclasses.replace(each, state="missing", evidence=evidence)
+            dataclasses.replace(each, state=state, evidence=evidence, why_waived=why)
             if each.name == guarantee and each.state == "ok"
             else each
             for each in self.guarantees
@@ -254,6 +264,13 @@ class Supervisor:
         path = self.state / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def may_run(self, workload: Workload) -> bool:
+        """Whether those whom this workload may not run without are there: the egress proxy for who
+        calls models, the probe reader for whose policy asks to be watched."""
+        proxied = self.egress is not None or workload.compiled.egress is None
+        asked = "probes" in workload.compiled.sandbox.requires and "probes" not in self.waived
+        return proxied and (self.watching.heard or not asked)
 
     def _noticed(self, notice: events.Notice) -> None:
         """A number from the probe reader: contain, if the workload's policy says so."""

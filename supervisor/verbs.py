@@ -76,6 +76,14 @@ class _Verbs:
         lifetime = request.arguments.get("lifetime")
         if not isinstance(lifetime, int) or not 1 <= lifetime <= 31_536_000:
             raise _usage("lifetime is a number of seconds, at most a year")
+        reachable = sorted(id_ for id_, one in self._of.compiled.items() if one.routes)
+        if workload not in reachable:
+            raise ControlError(
+                "no_route",
+                f"no client can reach {workload} through the gateway",
+                f"--workload is one of: {', '.join(reachable)}",
+                exits.USAGE,
+            )
         token = await self._of.keys.token(client, workload, lifetime)
         self._of.record("token", workload, "allowed", client=client, lifetime=lifetime)
         return {"token": token}
@@ -102,14 +110,14 @@ class _Verbs:
     async def try_out(self, request: Request) -> object:
         workload = self._workload(request)
         argv = request.arguments.get("argv")
-        if not isinstance(argv, list) or not argv or not all(isinstance(a, str) for a in argv):
+        if not isinstance(argv, list) or not argv or not all(map(_plain, argv)):
             raise _usage("argv is a list of words, the first an absolute path inside the sandbox")
         if len(request.fds) != 3:
             raise _usage("try needs stdin, stdout and stderr")
         stdin, stdout, stderr = (os.dup(fd) for fd in request.fds)
         try:
             self._of.record("try", workload.id, "allowed")
-            code = await self._of.lifecycle.try_out(
+            code, number = await self._of.lifecycle.try_out(
                 workload.id, tuple(argv), (stdin, stdout, stderr), _TRY_TIME
             )
         except (SandboxError, OSError) as error:
@@ -118,9 +126,8 @@ class _Verbs:
         finally:
             for fd in (stdin, stdout, stderr):
                 os.close(fd)
-        self._of.note("tried", workload.id, "allowed", code=code)
-        killed = code > 128
-        return {"exit": None if killed else code, "signal": code - 128 if killed else None}
+        self._of.note("tried", workload.id, "allowed", code=code, signal=number)
+        return {"exit": None if number else code, "signal": number or None}
 
     def _workload(self, request: Request) -> Workload:
         id_ = _text(request, "workload")
@@ -131,6 +138,11 @@ class _Verbs:
             raise ControlError(
                 "unknown_workload", f"no workload {id_}", f"one of: {known}", exits.USAGE
             ) from None
+
+
+def _plain(word: object) -> bool:
+    """Whether a word can be an argument: text without NUL or lone surrogates."""
+    return isinstance(word, str) and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in word)
 
 
 def _text(request: Request, name: str) -> str:

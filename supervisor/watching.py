@@ -78,21 +78,27 @@ class Watching:
             for fd in (sealed, reading, writing):
                 if fd != -1:
                     os.close(fd)
-        self.status = json.loads(said) if said else {"ok": False}
+        self.status = _told(said)
         if code != 0:
             maps.clear(self._pins)
-            said_why = self.status.get("error") or {
-                "code": "loader_failed",
-                "message": f"The loader ended with {code} and no word.",
-                "fix": f"Look at its log: anchorhold logs {LOADER}",
-            }
-            raise ProbeError(said_why["code"], said_why["message"], said_why["fix"])
+            why = self.status.get("error")
+            why = why if isinstance(why, dict) else {}
+            raise ProbeError(
+                str(why.get("code", "loader_failed")),
+                str(why.get("message", f"The loader ended with {code} and no word.")),
+                str(why.get("fix", f"Look at its log: anchorhold logs {LOADER}")),
+            )
         self._watch = maps.Watch.open(self._pins)
 
     @property
     def loaded(self) -> bool:
         """Whether calls are being watched."""
         return self._watch is not None
+
+    @property
+    def heard(self) -> bool:
+        """Whether a reader listens, so that what the probes see is recorded and acted on."""
+        return self._line is not None
 
     def reader_fds(self) -> dict[str, int]:
         """Fresh map descriptors for a starting reader; the caller closes them."""
@@ -164,6 +170,15 @@ class Watching:
     def name_of(self, cgroup: int) -> str | None:
         """The workload whose leaf has this id."""
         return self._names.get(cgroup)
+
+
+def _told(said: bytes) -> dict[str, Any]:
+    """The loader's line, whatever it is."""
+    try:
+        status = json.loads(said)
+    except (ValueError, RecursionError):
+        status = None
+    return status if isinstance(status, dict) else {"ok": False}
 
 
 def memfd(content: object) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ APP = Path(__file__).resolve().parents[2]
 MAIL = APP / "tests" / "mail"
 KEY_NAME, PRACTICE, INTRUDED = "practice", "model.practice", "adapter.rest"
 _START_TIME = 60.0
+# Of its own, so that what a daily supervisor keeps is neither judged nor touched.
+PLACE = Path("/run/anchorhold-demo")
 
 
 def main(host_file: str) -> int:
@@ -38,14 +41,17 @@ def main(host_file: str) -> int:
     host = load_host(installed)
     say = _Progress()
     say(f"starting the supervisor with the policies in {host.paths.policies}")
-    supervisor = _Running(host, installed)
+    supervisor = None
     try:
+        supervisor = _Running(host, installed)
         return _scene(host, supervisor, say)
     except ControlError as error:
         terminal.complain(str(error), error.fix)
         return 1
     finally:
-        supervisor.stop()
+        if supervisor is not None:
+            supervisor.stop()
+        shutil.rmtree(PLACE, ignore_errors=True)
 
 
 def _scene(host: Host, supervisor: _Running, say: Callable[[str], None]) -> int:
@@ -157,14 +163,20 @@ class _Progress:
 
 
 def _installed(template: Path) -> Path:
-    """The host file with this tree as the installed application."""
+    """The host file with this tree as the installed application, in a place that is removed."""
     text = template.read_text()
-    paths = {"app": APP, "runtime": APP / ".runtime", "policies": APP / "policies"}
+    paths = {
+        "app": APP,
+        "runtime": APP / ".runtime",
+        "policies": APP / "policies",
+        "run": PLACE,
+        "state": PLACE / "state",
+    }
     for name, path in paths.items():
         text = re.sub(rf"(?m)^{name}( +)=.*$", rf'{name}\1= "{path}"', text)
-    directory = Path("/run/anchorhold")
-    directory.mkdir(mode=0o700, exist_ok=True)
-    made = directory / "demo-host.toml"
+    shutil.rmtree(PLACE, ignore_errors=True)  # of a demo that was killed
+    PLACE.mkdir(mode=0o700)
+    made = PLACE / "host.toml"
     made.write_text(text)
     return made
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sandbox.addresses import parse_network
 from sandbox.plan import Bind, SandboxPlan, Tmpfs
+from sandbox.seccomp import launch_rules
 from supervisor.host import Host
 from supervisor.policy.files import covers
 from supervisor.policy.model import Claim, Model, Policy, Rule
@@ -39,7 +40,8 @@ def _file(claim: Claim, plan: SandboxPlan) -> str | None:
 
 
 def _call(claim: Claim, plan: SandboxPlan) -> str | None:
-    allowed = {rule.call for rule in plan.seccomp.main if rule.action == "allow"}
+    rules = plan.seccomp.main + launch_rules(plan.seccomp)
+    allowed = {rule.call for rule in rules if rule.action == "allow"}
     witness = sorted(allowed & set(claim.calls))
     return f"{witness[0]} is allowed" if witness else None
 

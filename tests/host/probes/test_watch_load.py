@@ -122,7 +122,8 @@ def test_a_killed_loader_leaves_nothing(other: Host, stage: str) -> None:
         Watch.open(other.pins)
     assert refused.value.code == "not_loaded"
     if stage != "loading":
-        assert list(other.pins.iterdir()) == []
+        # At most the map with which it tries whether it may pin at all; it watches nobody.
+        assert {pin.name for pin in other.pins.iterdir()} <= {"trial"}
     clear(other.pins)
     until(lambda: not _programs(other))
 

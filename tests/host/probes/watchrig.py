@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from probes import headers, layout
+from probes import layout
 from probes.events import Event, decode
 from probes.maps import Watch, clear
 from probes.ring import Ring
 from probes.rules import WatchRules
+from supervisor.policy.context import newest_headers
 
 PYTHON = "/usr/bin/python3"  # Debian's, which has bcc; the loader runs under no other
 PROBES = Path(__file__).parents[3] / "probes"
@@ -59,7 +60,8 @@ class Host:
         self._dir = Path(tempfile.mkdtemp(prefix="watch-", dir="/tmp"))
         self._dir.chmod(0o755)
         self.uid = next(_uids)
-        found = headers.newest()
+        found = newest_headers()
+        assert found is not None, "no kernel headers: make setup installs them"
         links = [found.build, found.source] if with_headers else ["", ""]
         self._holder = subprocess.Popen(
             [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -141,3 +143,34 @@ def test_freezing_and_killing_reach_every_process(cell: Cell) -> None:
     assert verify.inspect(running.plan, running.leaf, running.pid, running.report, WAIVED)
     running.leaf.kill()
     assert all(wait_until_gone(pid) for pid in pids)
+
+
+def test_a_cell_killed_at_any_moment_harms_nobody_else(cell: Cell) -> None:
+    plan = cell.command((PYTHON, "-I", "-c", "pass"))
+
+    async def kill_after(pause: float) -> None:
+        cage = cell.launcher.spawn(cell.slice.leaf())
+        launching = asyncio.ensure_future(cell.launcher.launch(plan, cage, (-1, 2, 2), {}))
+        await asyncio.sleep(pause)
+        cage.leaf.kill()
+        with contextlib.suppress(LaunchFailed):
+            await launching
+        assert (await cage.exited)[1] == signal.SIGKILL
+        cage.leaf.destroy()
+        cage.close()
+
+    async def keep_killing() -> None:
+        for step in range(60):
+            await kill_after(step / 10_000)
+
+    cell.do(keep_killing)
+    assert cell.run("print('ran')").out == "ran\n"
+
+
+def test_inherited_signal_settings_do_not_reach_the_workload(cell: Cell) -> None:
+    running = cell.do(cell.hold, cell.command((PYTHON, "-I", "-c", "pass")))
+    status = Path(f"/proc/{running.pid}/status").read_text()
+    assert "SigIgn:\t0000000000000000" in status
+    assert "SigBlk:\t0000000000000000" in status
+    cell.launcher.abort(running.cell)
+    assert wait_until_gone(running.pid)

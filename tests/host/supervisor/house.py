@@ -78,7 +78,7 @@ class House:
         self.port = free_port()
         self.host_file = self.folder / "host.toml"
         self.write_host(str)
-        self.slice = find_mount() / self.name
+        self.slice = find_mount() / f"run-{self.name}"
         self.process: Any = None
         self.pid = 0
         self.ready_after = 0.0
