@@ -2,7 +2,7 @@
 
 The names are those of a policy's `requires` and of a host file's `[[waive]]`. A guarantee that is
 missing stops the workloads that require it, unless the host file gives it up by name. *Advice* is
-hardening of the host beyond that: it is shown and stops nothing.
+what no shipped policy requires: it is shown and does not make doctor fail.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _MODULES = {
 class Guarantee:
     """One guarantee: what was found, what to do when it is missing, why it is given up.
 
-    `level` is the version where there is one (Landlock's ABI). `advice` never stops a start.
+    `level` is the version where there is one (Landlock's ABI). No shipped policy requires
+    what is `advice`: it stops nothing but a workload whose own policy does.
     """
 
     name: str

@@ -13,6 +13,7 @@ import pytest
 
 from supervisor import doctor, trials
 from supervisor.host import Host, Paths, Waiver
+from supervisor.policy.parse import load_directory
 
 DAY = date(2026, 11, 23)
 
@@ -127,6 +128,25 @@ def test_waiver_is_named_and_ends(root: Path, tmp_path: Path) -> None:
     assert found["cgroup:cpu"].state == "ok", "what is there is not called waived"
     lacking = doctor.unmet(["cgroup:memory", "cgroup:pids"], found.values())
     assert [each.name for each in lacking] == ["cgroup:pids"]
+
+
+def test_what_no_shipped_policy_requires_is_advice(root: Path) -> None:
+    policies, errors = load_directory(Path(__file__).parents[3] / "policies")
+    assert policies and not errors
+    needed = {name.partition(">=")[0] for policy in policies for name in policy.requires}
+    (root / "sys/fs/cgroup/cgroup.controllers").write_text("hugetlb\n")
+    found = {each.name: each for each in doctor.check(root=root)}
+    assert found["cgroup:io"].advice
+    assert [name for name in needed if found[name].advice] == []
+    assert found["cgroup:memory"].state == "missing", "control: the others still count"
+    assert doctor.unmet(["cgroup:io"], found.values()), "a policy may require it all the same"
+
+
+def test_the_software_tpm_waiver_is_named(root: Path, tmp_path: Path) -> None:
+    (root / "dev/tpmrm0").unlink()
+    host = a_host(tmp_path, Waiver("software-tpm", "no TPM here", 3))
+    found = {each.name: each for each in doctor.check(host, root, DAY)}["hardware-tpm"]
+    assert (found.state, found.why_waived) == ("waived", "no TPM here (waived as software-tpm)")
 
 
 def test_unmet_compares_levels_and_refuses_unknown_names() -> None:
