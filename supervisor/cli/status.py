@@ -8,7 +8,12 @@ from typing import Any
 
 from supervisor.cli import exits
 from supervisor.cli.place import ask
-from supervisor.cli.terminal import print_json, say, size, table
+from supervisor.cli.terminal import print_json, say, size, table, width
+
+_COLUMNS = (
+    "workload", "kind", "state", "pid", "uid", "restarts", "memory", "layers", "policy",
+)  # fmt: skip
+_ONLY_WHEN_WIDE, _WIDE = ("kind", "uid", "policy"), 120
 
 
 def add(verbs: Any) -> None:
@@ -31,17 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"  DEGRADED  {each['guarantee']}: {each['why']}")
     tpm = status["tpm"]
     say(f"  TPM: {tpm['mode']}, {tpm['level']}. {tpm['note']}")
-    probes = ", ".join(
-        f"{key} {value}" for key, value in status["probes"].items() if not isinstance(value, dict)
-    )
-    say(f"  probes: {probes or 'none'}")
-    rows = [
-        (w["id"], w["kind"], w["state"], w["pid"], w["uid"], w["restarts"], size(w["rss"]),
-         _verdicts(w["layers"]), _policy(w["policy"]))
-        for w in status["workloads"]
-    ]  # fmt: skip
-    columns = ("workload", "kind", "state", "pid", "uid", "restarts", "memory", "layers", "policy")
-    table("", columns, rows)
+    say(f"  probes: {_probes(status['probes'])}")
+    columns = [name for name in _COLUMNS if width() >= _WIDE or name not in _ONLY_WHEN_WIDE]
+    rows = [_row(workload) for workload in status["workloads"]]
+    table("", columns, ([row[name] for name in columns] for row in rows))
     for workload in status["workloads"]:
         if workload["error"]:
             say(f"  {workload['id']}: {workload['error']}")
@@ -49,6 +47,24 @@ def run(arguments: argparse.Namespace) -> int:
         for workload in status["workloads"]:
             layers(workload["id"], workload["layers"])
     return exits.OK
+
+
+def _row(workload: dict[str, Any]) -> dict[str, object]:
+    shown = {name: workload.get(name) for name in ("kind", "state", "pid", "uid", "restarts")}
+    return shown | {
+        "workload": workload["id"],
+        "memory": size(workload["rss"]),
+        "layers": _verdicts(workload["layers"]),
+        "policy": _policy(workload["policy"]),
+    }
+
+
+def _probes(probes: dict[str, Any]) -> str:
+    """`watching, N events, N lost`; the programs and headers are in --json."""
+    counts = probes.get("workloads", {}).values()
+    seen = sum(each["seen"] + each["suppressed"] for each in counts)
+    lost = sum(each["lost"] for each in counts)
+    return f"{'watching' if probes.get('ok') else 'NOT watching'}, {seen} events, {lost} lost"
 
 
 def layers(title: str, found: list[dict[str, Any]]) -> None:

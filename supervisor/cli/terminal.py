@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -46,18 +47,27 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
+def width() -> int:
+    """Columns of a table: what COLUMNS says, else the terminal's, else enough for a file."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    if sys.stdout.isatty():
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    return _WIDTH_WITHOUT_TERMINAL
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout. Cells are text, never markup; None is a dash."""
+    """A table on stdout. Cells are text, never markup; None is a dash; the first is kept whole."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    wide = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    console = Console(width=wide, highlight=False, emoji=False, markup=False)
+    console = Console(width=width(), highlight=False, emoji=False, markup=False)
     drawn = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        drawn.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        drawn.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         cells = ["-" if cell is None else harmless(str(cell)) for cell in row]
         drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))

@@ -25,6 +25,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = 8443
+        self.columns = ""  # as in a pipe, whatever runs the tests
         self.seen: list[Any] = []
         self._server: ControlServer | None = None
         for name in ("state/logs", "state/audit", "run"):
@@ -64,8 +65,9 @@ class Place:
                    "--host-file", str(self.host_file), *words]  # fmt: skip
         data = stdin.encode() if isinstance(stdin, str) else stdin
         done = subprocess.run(
-            command, input=data, capture_output=True, timeout=timeout, check=False
-        )
+            command, input=data, capture_output=True, timeout=timeout, check=False,
+            env={**os.environ, "COLUMNS": self.columns},
+        )  # fmt: skip
         return subprocess.CompletedProcess(
             command, done.returncode, done.stdout.decode(), done.stderr.decode()
         )

@@ -17,7 +17,10 @@ STATUS = {
     "state": "degraded",
     "degraded": [{"guarantee": "cgroup:memory", "why": "hybrid host"}],
     "tpm": {"mode": "software", "level": "pcr", "note": "It protects nothing against root."},
-    "probes": {"state": "on", "lost": 0},
+    "probes": {"ok": True, "abi": 1, "workloads": {
+        "adapter.rest": {"seen": 3, "suppressed": 1, "lost": 0},
+        "executor.main": {"seen": 2, "suppressed": 0, "lost": 5},
+    }},
     "workloads": [
         {"id": "adapter.rest", "kind": "adapter", "state": "running", "pid": 42, "uid": 1879050003,
          "restarts": 1, "since": 1.0, "rss": 17_000_000, "error": None, "layers": [LAYER],
@@ -46,10 +49,24 @@ def test_status_shows_workloads_and_says_degraded(place):
     assert done.returncode == exits.OK, done.stderr
     for words in ("DEGRADED", "cgroup:memory: hybrid host", "adapter.rest", "running", "16.2 MiB",
                   "adapter-rest.toml v3 abababababab", "1 PASS", "Seccomp: 2",
-                  "It protects nothing against root."):  # fmt: skip
+                  "It protects nothing against root.",
+                  "probes: watching, 6 events, 5 lost\n"):  # fmt: skip
         assert words in done.stdout
     assert "\x1b" not in done.stdout, "no escape sequence of an error text reaches the terminal"
     assert "no \\x1b[31mpython" in done.stdout
+
+
+def test_status_fits_a_hundred_columns(place):
+    place.serve({"status": answering(place, STATUS)})
+    wide = place.run("status").stdout
+    place.columns = "100"
+    narrow = place.run("status").stdout
+    assert max(map(len, narrow.splitlines())) <= 100
+    for words in ("1879050003", "adapter-rest.toml"):
+        assert (words in wide, words in narrow) == (True, False)
+    place.columns = "50"
+    tight = place.run("status").stdout
+    assert "adapter.rest " in tight and "executor.main " in tight, "an id is never broken"
 
 
 def test_status_json_is_the_status(place):
