@@ -263,3 +263,47 @@ def test_restarts_leave_no_descriptor_and_no_cgroup_behind(healing: House) -> No
     # An answered connection or an ended helper may take a moment to be let go.
     poll(lambda: all(held()[name] <= before[name] for name in before), 5,
          lambda: f"{held()} instead of {before}")  # fmt: skip
+
+
+def test_who_asks_to_be_watched_does_not_run_unwatched(healing: House) -> None:
+    """The probe reader is stopped: its wards are frozen and named, until it is back."""
+    healing.ask("stop", {"workload": "service.probe-reader"})
+    poll(lambda: healing.workload("executor.main")["frozen"], 5, "the executor is frozen")
+    status = healing.ask("status")
+    named = {each["guarantee"] for each in status["degraded"]}
+    assert {"workload service.probe-reader", "workload executor.main"} <= named
+    assert not next(w for w in status["workloads"] if w["id"] == "service.egress")["frozen"]
+    healing.ask("restart", {"workload": "service.probe-reader"})
+    poll(lambda: not healing.workload("executor.main")["frozen"], 5, "the executor goes on")
+    poll(lambda: _works(healing), 20, "a message gets its reply")
+
+
+@pytest.mark.parametrize("id_", ["service.egress", "service.ingress"])
+def test_trying_a_service_leaves_the_running_one_alone(healing: House, id_: str) -> None:
+    before = healing.workload(id_)["pid"]
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        words = ["/usr/bin/python3", "-I", "-c", "raise SystemExit(200)"]
+        told = healing.ask("try", {"workload": id_, "argv": words}, null, null, null)
+    finally:
+        os.close(null)
+    assert told == {"exit": 200, "signal": None}
+    assert _works(healing)
+    assert healing.workload(id_)["pid"] == before
+
+
+def test_clients_that_leave_a_try_at_once_harm_nobody(healing: House) -> None:
+    """Each leaves a cell to be killed in the middle of its launch."""
+    request = {"workload": "adapter.rest", "argv": ["/usr/bin/python3", "-I", "-c", "pass"]}
+    line = json.dumps({"verb": "try", "arguments": request}).encode() + b"\n"
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        for step in range(60):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(healing.run / "control.sock"))
+                socket.send_fds(client, [line], [null, null, null])
+                time.sleep(step % 20 / 1000)
+    finally:
+        os.close(null)
+    assert _works(healing)
+    poll(lambda: len(list(healing.slice.glob("cell-*"))) <= 10, 10, "the cells are gone")
