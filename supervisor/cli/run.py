@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """Parse and run. Every failure is a sentence, a fix, and a code of `exits`."""
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parser().parse_args(_host_file_first(argv))
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else exits.USAGE
     try:
@@ -63,9 +64,28 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:
-        # `anchorhold logs | head`: the reader has had enough. Nothing may be flushed any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # `anchorhold logs | head`: the reader has had enough
         return exits.OK
     except OSError as error:
         complain(str(error))
+        _discard_output()  # it may be the output that failed: a full disk
         return exits.FAILED
+
+
+def _discard_output() -> None:
+    """What is still buffered goes nowhere: the interpreter's last flush must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _host_file_first(argv: list[str]) -> list[str]:
+    """`--host-file FILE` may stand after the verb, too; what follows `--` is another's."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(argv[:end])
+    for word in words:
+        if word == "--host-file":
+            first += [word, *itertools.islice(words, 1)]
+        else:
+            (first if word.startswith("--host-file=") else rest).append(word)
+    return [*first, *rest, *argv[end:]]

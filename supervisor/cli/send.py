@@ -23,6 +23,7 @@ _CONTENT_MAX = 8 << 20  # the gateway's limit is lower and gives the better answ
 _REPLY_MAX = 8 << 20
 _WAIT = 180.0  # seconds for the whole workflow
 _TOKEN_LIFETIME = 300
+_TOO_BIG = 1009  # RFC 6455, 7.4.1: a message too big to process
 
 
 def add(verbs: Any) -> None:
@@ -99,11 +100,12 @@ def over_rest(where: tuple[str, int], token: str, message: dict[str, str]) -> di
 
 def over_websocket(where: tuple[str, int], token: str, message: dict[str, str]) -> dict[str, Any]:
     """The same over /websocket/; steps are shown on stderr as they come."""
-    from supervisor.cli.websocket import HandshakeRefused, WebSocket, WebSocketError
+    from supervisor.cli.websocket import Closed, HandshakeRefused, WebSocket, WebSocketError
 
     try:
         with WebSocket(*where, "/websocket/", token, _WAIT) as socket:
-            socket.send(json.dumps(message))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                socket.send(json.dumps(message))  # refused before all of it was sent? Read why
             while True:
                 answer = _object(socket.receive())
                 if answer.get("kind") == "reply":
@@ -117,8 +119,20 @@ def over_websocket(where: tuple[str, int], token: str, message: dict[str, str]) 
         raise _refused(refused.status, _object(refused.body)) from None
     except ConnectionRefusedError:
         raise
+    except Closed as closed:
+        if closed.code == _TOO_BIG:
+            raise _too_long(str(closed)) from None
+        raise ControlError("bad_answer", f"the connection broke off: {closed}") from None
     except (WebSocketError, ConnectionError) as error:
         raise ControlError("bad_answer", f"the connection broke off: {error}") from None
+
+
+def _too_long(said: str) -> ControlError:
+    return ControlError(
+        "message_too_large",
+        f"the gateway refused the message as too long ({said})",
+        "send less: the limit, JSON included, is body_max in the adapter's policy (shipped: 1 MiB)",
+    )
 
 
 def _read(name: str) -> bytes:

@@ -10,6 +10,8 @@ from supervisor.cli import exits
 from supervisor.cli.place import ask
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_YEAR = 31_536_000
+_NAME = r"[a-z0-9][a-z0-9.-]{0,62}"
 
 
 def add(verbs: Any) -> None:
@@ -18,15 +20,24 @@ def add(verbs: Any) -> None:
     issue = token.add_subparsers(metavar="VERB", required=True).add_parser(
         "issue", help="print a new token on stdout"
     )
-    issue.add_argument("--client", required=True, help="who will hold it; stands in the audit log")
-    issue.add_argument("--workload", required=True, help="the one adapter it opens")
+    issue.add_argument(
+        "--client", type=name, required=True, help="who will hold it; stands in the audit log"
+    )
+    issue.add_argument("--workload", type=name, required=True, help="the one adapter it opens")
     issue.add_argument("--lifetime", type=lifetime, default=3600, help="900, 15m, 12h, 7d (1h)")
     issue.set_defaults(run=run)
 
 
+def name(text: str) -> str:
+    """A client or workload as the supervisor takes it; argparse adds the option's name."""
+    if not re.fullmatch(_NAME, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a-z, 0-9, '.' and '-'")
+    return text
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the token and nothing else."""
-    wanted = {name: getattr(arguments, name) for name in ("client", "workload", "lifetime")}
+    wanted = {key: getattr(arguments, key) for key in ("client", "workload", "lifetime")}
     print(ask(arguments, "token.issue", wanted)["token"])
     return exits.OK
 
@@ -36,4 +47,7 @@ def lifetime(text: str) -> int:
     found = re.fullmatch(r"([1-9][0-9]{0,8})([smhd]?)", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 900, 15m, 12h or 7d")
-    return int(found[1]) * _UNITS[found[2]]
+    seconds = int(found[1]) * _UNITS[found[2]]
+    if seconds > _YEAR:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than a year")
+    return seconds

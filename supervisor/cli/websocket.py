@@ -19,6 +19,14 @@ class WebSocketError(Exception):
     """The other side broke the protocol or went away."""
 
 
+class Closed(WebSocketError):
+    """The other side closed the connection with `code` (RFC 6455, 7.4)."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"closed with code {code}: {reason}")
+        self.code = code
+
+
 class HandshakeRefused(WebSocketError):
     """The server answered the upgrade with `status` and `body`."""
 
@@ -61,9 +69,7 @@ class WebSocket:
                 self._frame(_PONG, payload)
             elif opcode == _CLOSE:
                 code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else 1005
-                raise WebSocketError(
-                    f"closed with code {code}: {payload[2:].decode('utf-8', 'replace')}"
-                )
+                raise Closed(code, payload[2:].decode("utf-8", "replace"))
             elif opcode == (_TEXT if kind is None else _CONTINUATION):
                 kind = _TEXT
                 message += payload

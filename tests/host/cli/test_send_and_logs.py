@@ -225,6 +225,31 @@ def test_broken_websocket_server_is_an_error(place, gateway, events):
     assert "Traceback" not in done.stderr
 
 
+def test_too_long_a_websocket_message_names_the_limit(place, gateway):
+    gateway(websocket(CloseConnection(1009, "a message has at most 1048576 bytes")))
+    done = place.run("send", "--protocol", "websocket", "-", stdin="x")
+    assert done.returncode == exits.FAILED
+    assert "too long" in done.stderr and "at most 1048576 bytes" in done.stderr
+    assert "body_max" in done.stderr and "send less" in done.stderr
+
+
+def test_reason_is_read_although_the_message_was_cut_short(place, gateway):
+    def talk(_gateway: Gateway, conn: socket.socket) -> None:
+        server = WSConnection(ConnectionType.SERVER)
+        server.receive_data(conn.recv(65536))
+        list(server.events())
+        conn.sendall(server.send(AcceptConnection()))
+        conn.recv(1000)
+        conn.sendall(server.send(CloseConnection(1009, "at most a little")))
+        conn.shutdown(socket.SHUT_WR)
+        while conn.recv(65536):
+            pass
+
+    gateway(talk)
+    done = place.run("send", "--protocol", "websocket", "-", stdin="x" * 2_000_000)
+    assert "at most a little" in done.stderr and "send less" in done.stderr
+
+
 def test_websocket_error_object_and_refused_upgrade(place, gateway):
     error = {"kind": "error", "code": "unknown_workflow", "message": "no such", "status": 404}
     gateway(websocket(TextMessage(json.dumps(error))))

@@ -124,6 +124,44 @@ def test_token_issue_prints_the_token_alone(place):
     assert place.seen[0][1] == {"client": "me", "workload": "adapter.rest", "lifetime": 900}
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--client", "Me!"), ("--workload", "../x"), ("--lifetime", "366d"), ("--lifetime", "soon")],
+)
+def test_refused_token_argument_is_named(place, option, value):
+    given = {"--client": "me", "--workload": "adapter.rest", "--lifetime": "1h", option: value}
+    done = place.run("token", "issue", *(word for pair in given.items() for word in pair))
+    assert done.returncode == exits.USAGE
+    assert f"argument {option}: {value!r} is" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["status", "--host-file", "{}"], ["status", "--host-file={}"]])
+def test_host_file_may_stand_after_the_verb(place, tmp_path, words):
+    path = tmp_path / "other.toml"
+    path.write_text(place.host_file.read_text().replace(f"{place.folder}/run", "/nowhere"))
+    done = place.run(*(word.format(path) for word in words))
+    assert done.returncode == exits.NOT_RUNNING
+    assert "/nowhere/control.sock" in done.stderr
+
+
+def test_host_file_after_two_dashes_is_the_commands(place):
+    place.serve({"try": answering(place, {"exit": 0, "signal": None})})
+    place.run("try", "executor.main", "--", "/bin/echo", "--host-file", "x")
+    assert place.seen[0][1]["argv"] == ["/bin/echo", "--host-file", "x"]
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["completion", "bash"]])
+def test_full_disk_is_1_and_one_sentence(place, words):
+    import subprocess
+
+    place.serve({"status": answering(place, STATUS)})
+    command = [*place.run("--help").args[:-1], *words]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == exits.FAILED
+    assert done.stderr == "anchorhold: [Errno 28] No space left on device\n"
+
+
 def test_key_goes_through_a_pipe_and_nowhere_else(place):
     got: list[bytes] = []
 
