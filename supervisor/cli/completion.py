@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from supervisor.cli import exits
 
 _BASH = """\
 # bash completion for anchorhold: source it, or put it into /etc/bash_completion.d/
+_anchorhold_workloads() {{  # the first id of every policy file; asks no supervisor
+    local folder
+    folder=$(sed -n 's/^policies *= *"\\(.*\\)".*/\\1/p' "$1" 2>/dev/null)
+    # compgen expands what it is given: nothing but the characters of an id comes through
+    [ -z "$folder" ] || grep -hm1 '^id *=' "$folder"/*.toml 2>/dev/null |
+        sed -n 's/^id *= *"\\([a-z0-9.-]*\\)".*/\\1/p'
+}}
 _anchorhold() {{
-    local here=${{COMP_WORDS[COMP_CWORD]}} path= word words=
+    local here=${{COMP_WORDS[COMP_CWORD]}} path= word words= before= host_file={host_file}
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
-        case $word in -*) ;; *) path="$path $word" ;; esac
+        if [ "$before" = --host-file ]; then host_file=$word
+        else case $word in -*) ;; *) path="$path $word" ;; esac; fi
+        before=$word
     done
+    [ "$before" != --host-file ] || path=-
     case "${{path# }}" in
 {cases}
         *) COMPREPLY=($(compgen -f -- "$here")); return ;;
@@ -58,11 +69,17 @@ def run(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
-Node = tuple[tuple[str, ...], list[tuple[str, str]]]
+class Node(NamedTuple):
+    """A verb's path, what may follow it as (word, help), and whether a workload's id may."""
+
+    path: tuple[str, ...]
+    words: list[tuple[str, str]]
+    workload: bool
 
 
-def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Any:
-    """Every verb path with what may follow it: (word, help)."""
+def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[Node]:
+    """Every verb path with what may follow it."""
+    workload = False
     words: list[tuple[str, str]] = []
     deeper: list[tuple[str, argparse.ArgumentParser]] = []
     for action in parser._actions:
@@ -76,20 +93,28 @@ def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Any:
             )
         elif action.choices:
             words += [(str(choice), "") for choice in action.choices]
-    yield path, words
+        else:
+            workload |= action.dest == "workload"
+    yield Node(path, words, workload)
     for name, below in deeper:
         yield from _walk(below, (*path, name))
 
 
 def _bash(tree: list[Node]) -> str:
-    cases = [f"        '{' '.join(path)}') words='{' '.join(w for w, _ in words)}' ;;"
-             for path, words in tree]  # fmt: skip
-    return _BASH.format(cases="\n".join(cases))
+    from supervisor.cli.run import DEFAULT_HOST_FILE
+
+    cases = []
+    for path, words, workload in tree:
+        ids = ' $(_anchorhold_workloads "$host_file")' if workload else ""
+        cases.append(
+            f"        '{' '.join(path)}') words=\"{' '.join(w for w, _ in words)}{ids}\" ;;"
+        )
+    return _BASH.format(cases="\n".join(cases), host_file=DEFAULT_HOST_FILE)
 
 
 def _zsh(tree: list[Node]) -> str:
     cases = []
-    for path, words in tree:
+    for path, words, _ in tree:
         choices = " ".join(f"'{word}:{_plain(help_)}'" for word, help_ in words)
         cases.append(f"        '{' '.join(path)}') choices=({choices}) ;;")
     return _ZSH.format(cases="\n".join(cases))
@@ -97,7 +122,7 @@ def _zsh(tree: list[Node]) -> str:
 
 def _fish(tree: list[Node]) -> str:
     lines = ["# fish completion for anchorhold: put it into ~/.config/fish/completions/"]
-    for path, words in tree:
+    for path, words, _ in tree:
         inner = {word for word, _ in words if not word.startswith("-")}
         seen = "; and ".join(f"__fish_seen_subcommand_from {name}" for name in path)
         unseen = f"not __fish_seen_subcommand_from {' '.join(sorted(inner))}" if inner else ""

@@ -22,7 +22,7 @@ def add(verbs: Any) -> None:
     )
     lint = policy.add_parser("lint", help="every mistake with file, line and fix")
     explain = policy.add_parser("explain", help="what a workload may do, and what enforces it")
-    explain.add_argument("name", help="a workload id")
+    explain.add_argument("workload", help="its id")
     for parser, run in ((lint, run_lint), (explain, run_explain)):
         parser.add_argument("directory", nargs="?", help="default: paths.policies of the host file")
         parser.add_argument("--json", action="store_true", help="for scripts")
@@ -51,12 +51,12 @@ def run_explain(arguments: argparse.Namespace) -> int:
 
     host = _host(arguments)
     compiled, errors = compile_anywhere(arguments.directory or host.paths.policies, host)
-    found = compiled.get(arguments.name)
+    found = compiled.get(arguments.workload)
     if found is None:
         mistakes = "".join(f"\n  {error}" for error in errors)
         raise ControlError(
             "no_policy",
-            f"there is no sound policy for {arguments.name}{mistakes}",
+            f"there is no sound policy for {arguments.workload}{mistakes}",
             f"one of: {', '.join(sorted(compiled)) or 'none'}",
             exits.FAILED if errors else exits.USAGE,
         )

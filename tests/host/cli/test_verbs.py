@@ -298,15 +298,49 @@ def test_completion_knows_every_verb(place, shell):
         assert verb in done.stdout
 
 
-def test_bash_completion_works(place, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("policy ex", "explain"),
+        ("restart ad", "adapter.rest adapter.websocket"),
+        ("stop -", "--help"),
+        ("logs executor.", "executor.main"),
+        ("try service.in", "service.ingress"),
+        ("policy explain model", "model.practice"),
+        ("--host-file /nowhere/host.toml restart ad", ""),
+    ],
+)
+def test_bash_completion_works(place, tmp_path, words, found):
     import subprocess
 
     script = tmp_path / "completion"
+    text = place.run("completion", "bash").stdout
+    script.write_text(text.replace("=/etc/anchorhold/host.toml", f"={place.host_file}"))
+    line = f"COMP_WORDS=(anchorhold {words}); COMP_CWORD={len(words.split())}"
+    probe = f'. {script}; {line}; _anchorhold; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(
+        ["bash", "-c", probe], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert (done.stdout.strip(), done.stderr) == (found, "")
+
+
+def test_completion_expands_nothing_of_a_policy_file(tmp_path, place):
+    import subprocess
+
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies/a.toml").write_text('id = "$(touch broken)"\n')
+    (tmp_path / "policies/b.toml").write_text('id = "tool.good"\n')
+    host_file = tmp_path / "other.toml"
+    host_file.write_text(f'policies = "{tmp_path}/policies"\n')
+    script = tmp_path / "completion"
     script.write_text(place.run("completion", "bash").stdout)
-    words = "COMP_WORDS=(anchorhold policy ex); COMP_CWORD=2"
-    probe = f'. {script}; {words}; _anchorhold; echo "${{COMPREPLY[@]}}"'
-    done = subprocess.run(["bash", "-c", probe], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "explain"
+    probe = f". {script}; COMP_WORDS=(anchorhold --host-file {host_file} stop t); COMP_CWORD=4; "
+    probe += '_anchorhold; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", probe], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert (done.stdout.strip(), done.stderr) == ("tool.good", "")
+    assert not (tmp_path / "broken").exists()
 
 
 def test_stranger_is_refused_with_6(place):
