@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.cli import exits
 from supervisor.cli.place import host_of
-from supervisor.cli.terminal import print_json, say
+from supervisor.cli.terminal import complain, print_json, say
 from supervisor.control import ControlError
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def run_lint(arguments: argparse.Namespace) -> int:
     """0 when every file holds together; 1 with every mistake otherwise. Warnings stop nothing."""
     from supervisor.policy.lint import exit_code, lint
 
-    findings = lint(arguments.directory or host_of(arguments).paths.policies)
+    directory = _directory(arguments)
+    findings = lint(directory, groups_from=_groups(arguments, directory))
     if arguments.json:
         print_json([finding.as_json() for finding in findings])
     else:
@@ -50,7 +51,9 @@ def run_explain(arguments: argparse.Namespace) -> int:
     from supervisor.policy.lint import compile_anywhere
 
     host = _host(arguments)
-    compiled, errors = compile_anywhere(arguments.directory or host.paths.policies, host)
+    directory = _directory(arguments)
+    groups = _groups(arguments, directory)
+    compiled, errors = compile_anywhere(directory, host, groups_from=groups)
     found = compiled.get(arguments.workload)
     if found is None:
         mistakes = "".join(f"\n  {error}" for error in errors)
@@ -65,6 +68,30 @@ def run_explain(arguments: argparse.Namespace) -> int:
     else:
         say(explain(found).rstrip("\n"))
     return exits.OK
+
+
+def _directory(arguments: argparse.Namespace) -> Path:
+    directory = Path(arguments.directory or host_of(arguments).paths.policies)
+    if not directory.is_dir():
+        raise ControlError(
+            "no_directory",
+            f"{directory} is no directory",
+            "name a directory of policy files",
+            exits.USAGE,
+        )
+    return directory
+
+
+def _groups(arguments: argparse.Namespace, directory: Path) -> Path:
+    """The directory's groups; the installed ones where it has none, and then that is said."""
+    own = directory / "groups"
+    if own.exists():
+        return own
+    present = Path(arguments.host_file).exists()
+    shipped = Path(__file__).resolve().parents[2] / "policies"
+    installed = Path(host_of(arguments).paths.policies if present else shipped, "groups")
+    complain(f"no groups in {directory}: those of {installed} are used")
+    return installed
 
 
 def _host(arguments: argparse.Namespace) -> Host:

@@ -39,14 +39,17 @@ class Finding:
         return {"severity": self.severity, **self.error.as_json()}
 
 
-def lint(directory: Path | str, today: date | None = None) -> list[Finding]:
+def lint(
+    directory: Path | str, today: date | None = None, groups_from: Path | None = None
+) -> list[Finding]:
     """Everything wrong in `directory`, its groups/ and hosts/; an empty list is a clean one.
 
-    `today` (UTC by default) decides what is overdue or expired.
+    `today` (UTC by default) decides what is overdue or expired; `groups_from` stands in for
+    groups/ of a directory that has none.
     """
     day = today or datetime.now(UTC).date()
     policies, errors = load_directory(directory)
-    groups, baseline, broken = load_groups(Path(directory) / "groups")
+    groups, baseline, broken = load_groups(groups_from or Path(directory) / "groups")
     errors += broken
     hosts: list[Host] = []
     for path in sorted((Path(directory) / "hosts").glob("*.toml")):
@@ -77,11 +80,17 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def compile_anywhere(
-    directory: Path | str, host: Host, today: date | None = None
+    directory: Path | str,
+    host: Host,
+    today: date | None = None,
+    groups_from: Path | None = None,
 ) -> tuple[dict[str, CompiledPolicy], list[PolicyError]]:
-    """The plans of `directory` without looking at this machine: what ``explain`` prints."""
+    """The plans of `directory` without looking at this machine: what ``explain`` prints.
+
+    `groups_from` as for `lint`.
+    """
     policies, errors = load_directory(directory)
-    groups, baseline, broken = load_groups(Path(directory) / "groups")
+    groups, baseline, broken = load_groups(groups_from or Path(directory) / "groups")
     errors += broken
     if baseline is None:
         return {}, errors

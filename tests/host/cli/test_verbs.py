@@ -276,6 +276,36 @@ def test_policy_lint_names_file_and_line(place, tmp_path):
     assert {each["file"] for each in found if each["severity"] == "error"} >= {"adapter-rest.toml"}
 
 
+def test_policy_of_a_directory_without_groups_uses_the_installed_ones(place, tmp_path):
+    import shutil
+    from pathlib import Path
+
+    shipped = Path(__file__).parents[3] / "policies"
+    folder = tmp_path / "mine"
+    (folder / "hosts").mkdir(parents=True)
+    shutil.copy(shipped / "hosts/demo.toml", folder / "hosts")
+    for path in shipped.glob("*.toml"):
+        shutil.copy(path, folder)
+    for words in (["lint", str(folder)], ["explain", "adapter.rest", str(folder)]):
+        done = place.run("policy", *words)
+        assert done.returncode == exits.OK, done.stdout
+        assert done.stderr == (
+            f"anchorhold: no groups in {folder}: those of {shipped}/groups are used\n"
+        )
+    path = folder / "executor-main.toml"
+    path.write_text(path.read_text().replace("python-service/1", "nonsense/1"))
+    done = place.run("policy", "lint", str(folder))
+    assert done.returncode == exits.FAILED, "control: groups are looked up"
+    assert "executor-main.toml:" in done.stdout and "nonsense/1" in done.stdout
+
+
+def test_policy_of_a_missing_directory_is_one_sentence(place):
+    for words in (["lint", "/nowhere"], ["explain", "adapter.rest", "/nowhere"]):
+        done = place.run("policy", *words)
+        assert (done.returncode, done.stdout) == (exits.USAGE, "")
+        assert done.stderr.startswith("anchorhold: /nowhere is no directory\n")
+
+
 def test_policy_explain_as_text_and_json(place):
     from pathlib import Path
 
