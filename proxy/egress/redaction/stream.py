@@ -67,12 +67,14 @@ class HoldBack:
             if text[-size:].lower() in self._partial:
                 point = min(point, len(text) - size)
                 break
-        if self._names.search(text, released):
-            assignment = self._assignment.search(text, released)
+        # No more than CAP is ever held, so nothing earlier counts; the shapes take quadratic time.
+        near = max(released, len(text) - CAP)
+        if self._names.search(text, near):
+            assignment = self._assignment.search(text, near)
             if assignment and assignment.start() < point:
                 point, rule = assignment.start(), None
         for shape in (_DIGITS, _BLOCK):
-            match = shape.search(text, released)
+            match = shape.search(text, near)
             if match and match.start() < point:
                 point, rule = match.start(), None
         return point, rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,27 @@ def test_nothing_is_held_beyond_the_cap() -> None:
         fed += len(piece)
         out += len(channel.feed(piece))
         assert fed - out <= CAP + 3
+
+
+@pytest.mark.parametrize(
+    "unit", ["key=", "password=", "1234 5678 x", "+49 30 ", "DE89 3704 ", "9", "-----B", "token: "]
+)
+@pytest.mark.parametrize("redact", ["standard", "strict"])
+def test_time_grows_with_the_text_and_not_with_its_square(unit: str, redact: str) -> None:
+    def seconds(size: int) -> float:
+        text = (unit * size)[:size]
+        best = float("inf")
+        for _ in range(3):
+            channel = Channel(masker(redact), HOLD)
+            before = time.process_time()
+            channel.feed(text)
+            channel.flush()
+            best = min(best, time.process_time() - before)
+        return best
+
+    # Four times the text: 4 times as long if linear, 16 times if quadratic. Two milliseconds are
+    # the clock's own noise.
+    assert seconds(16384) <= 8 * seconds(4096) + 0.002
 
 
 def test_endless_token_is_masked_to_its_end() -> None:
