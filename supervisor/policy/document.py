@@ -277,14 +277,15 @@ def read_document(path: Path, tables: Iterable[str] = (), arrays: Iterable[str] 
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        document.fail(
-            "unreadable", 1, "-", f"cannot open: {error.strerror}", "make it a readable file"
-        )
+        message = f"cannot open {path}: {error.strerror}"
+        document.fail("unreadable", 0, "-", message, "make it a readable file")
+        return document
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        message = f"{path} is not a regular file"
+        document.fail("unreadable", 0, "-", message, "make it a regular file")
         return document
     with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            document.fail("unreadable", 1, "-", "not a regular file", "make it a regular file")
-            return document
         return parse_document(stream.read(SIZE_MAX + 1), path.name, tables, arrays)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PolicyError(Exception):
-    """One mistake. `code` is stable; `field` is the dotted path; `rule` is the id of the block."""
+    """One mistake. `code` is stable; `field` is the dotted path; `rule` is the id of the block.
+
+    Line 0 is a file of which no line was read.
+    """
 
     code: str
     file: str
@@ -21,9 +24,8 @@ class PolicyError(Exception):
 
     def __str__(self) -> str:
         rule = f" [rule {self.rule}]" if self.rule else ""
-        return (
-            f"{self.file}:{self.line}:{self.field}: {self.message}{rule} ({self.code}) - {self.fix}"
-        )
+        where = f"{self.file}:{self.line}:{self.field}" if self.line else self.file
+        return f"{where}: {self.message}{rule} ({self.code}) - {self.fix}"
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, for ``--json`` views."""

@@ -78,5 +78,16 @@ def test_a_mistake_is_named(text: str, old: str, new: str, code: str, field: str
 
 
 def test_a_missing_host_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(PolicyErrors, match=r"none\.toml:1:.*cannot open"):
+    with pytest.raises(PolicyErrors, match=r"none\.toml: cannot open"):
         load_host(tmp_path / "none.toml")
+
+
+def test_a_file_that_cannot_be_read_is_named_in_full_and_has_no_line(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    for path, reason in ((missing, f"cannot open {missing}: No such file"), (tmp_path, "regular")):
+        with pytest.raises(PolicyErrors) as caught:
+            load_host(path)
+        (error,) = caught.value.errors
+        assert str(path) in str(error) and reason in str(error)
+        assert str(error).startswith(f"{path.name}: ")
+        assert error.line == 0
