@@ -29,6 +29,7 @@ def status(of: Supervisor) -> dict[str, Any]:
         "tpm": _tpm(of),
         "probes": {
             **of.watching.status,
+            "ok": bool(of.watching.status.get("ok")) and of.watching.heard,
             "workloads": {
                 name: counts._asdict() for name, counts in of.watching.counters().items()
             },
