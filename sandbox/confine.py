@@ -91,6 +91,8 @@ def prepare(stage: str, sync: Sync) -> mounts.Root:
     credentials.die_with_parent()
     sync.check_parent()
 
+    _write("/proc/self/comm", "anchor-cell")
+
     at("inherited descriptors")
     # The zygote's lines to the supervisor and to its other children are not for us.
     syscalls.close_range(3, sync.fd - 1)

@@ -206,6 +206,8 @@ def start() -> tuple[int, socket.socket]:
             credentials.die_with_parent()
             credentials.not_dumpable()
             os.umask(0o077)
+            with open("/proc/self/comm", "w") as comm:  # for whoever looks at `ps`
+                comm.write("anchor-launcher")
             # A session without a terminal for us and all children; defaults where Python ignores.
             os.setsid()
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:

@@ -47,8 +47,7 @@ def name(pid: int, workloads: dict[int, str], root: int) -> str:
         return workloads[pid]
     if pid == root:
         return "supervisor"
-    comm = Path(f"/proc/{pid}/comm").read_text().strip()
-    return "launcher" if comm == "python3" else comm
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def host_file(directory: Path) -> Path:
