@@ -13,6 +13,7 @@ import enum
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 from .errors import DialError
 
@@ -52,7 +53,20 @@ class Broker:
         self._waiting: dict[int, asyncio.Future[socket.socket]] = {}
         self._next = 0
         self._gone = False
+        self._lost: Callable[[], None] | None = None
         self._sending = asyncio.Lock()
+
+    def watch(self, lost: Callable[[], None]) -> None:
+        """Listen from now on, and call `lost` once if the broker goes away (not for `close`).
+
+        No dial succeeds after that: the socket cannot be made anew, so the process must end and be
+        started again with another. Call it in the running loop.
+        """
+        if self._gone:
+            lost()
+            return
+        self._lost = lost
+        self._listen()
 
     async def dial(self, target: str) -> socket.socket:
         """Return a connected non-blocking TCP socket to `target`; the caller closes it.
@@ -78,12 +92,11 @@ class Broker:
 
     def close(self) -> None:
         """Stop listening to the broker; every dial under way fails."""
+        self._lost = None
         self._lose("the broker connection was closed")
 
     async def _ask(self, name: bytes) -> socket.socket:
-        if self._loop is None and not self._gone:
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._listen()
         number = self._number()
         reply: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
         self._waiting[number] = reply
@@ -97,6 +110,11 @@ class Broker:
             raise
         finally:
             del self._waiting[number]
+
+    def _listen(self) -> None:
+        if self._loop is None and not self._gone:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _number(self) -> int:
         while True:
@@ -175,6 +193,8 @@ class Broker:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(DialError(Status.BROKER_GONE, reason))
+        if self._lost is not None:
+            self._lost()
 
 
 async def _writable(sock: socket.socket) -> None:

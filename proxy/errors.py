@@ -40,6 +40,16 @@ class AuditUnwritable(ProxyError):
     fix = "Free space on the volume that holds the audit log."
 
 
+class BrokerLost(ProxyError):
+    """The socket broker is gone for good; the process ends, so that a new one gets a new broker."""
+
+    code = "broker_lost"
+    fix = "The supervisor starts this program again; see `anchorhold status`."
+
+    def __init__(self) -> None:
+        super().__init__("The connection to the socket broker ended.")
+
+
 class DialError(ProxyError):
     """The broker gave no connected socket.
 

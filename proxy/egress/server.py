@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from proxy.audit import AuditLog, AuditUnwritable
 from proxy.dial import Broker
-from proxy.errors import ProxyError
+from proxy.errors import BrokerLost, ProxyError
 
 from .config import Config
 from .control import Answer, Control, ControlError
@@ -38,14 +38,15 @@ class EgressServer:
         self._config = config
         self._audit = AuditLog(fds["audit"])
         self._ring = KeyRing()
-        broker = socket.socket(fileno=fds["broker"])
+        self._broker = Broker(socket.socket(fileno=fds["broker"]))
+        self._broker_lost = False
         self._services = Services(
             config=config,
             ring=self._ring,
             guard=KeyGuard(self._ring),
             scanner=scanner,
             hold=HoldBack(scanner.book),
-            upstreams=Upstreams(config, Broker(broker)),
+            upstreams=Upstreams(config, self._broker),
             audit=self._audit,
             placeholders=tuple(workload.placeholder for workload in config.workloads.values()),
         )
@@ -56,18 +57,28 @@ class EgressServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or until the supervisor is gone; ends within two seconds of it."""
+        """Serve until SIGTERM or until the supervisor is gone; ends within two seconds of it.
+
+        Raises BrokerLost when the broker went away.
+        """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         self._control.start()
+        self._broker.watch(self._lose_broker)
         await self._stopping.wait()
         await self._close()
+        if self._broker_lost:
+            raise BrokerLost
 
     def stop(self) -> None:
         """Begin to end."""
         self._stopping.set()
+
+    def _lose_broker(self) -> None:
+        self._broker_lost = True
+        self.stop()
 
     def _handle(self, message: dict[str, Any], handed: list[int]) -> None:
         """Carry out one control message; raises ControlError."""

@@ -17,7 +17,7 @@ import h11
 from .. import launch
 from ..audit import AuditLog, AuditUnwritable
 from ..dial import Broker, DialError, Status
-from ..errors import ProxyError
+from ..errors import BrokerLost, ProxyError
 from . import config, head, refusal, relay, websocket
 from .admission import Admission
 from .ledger import Ledger
@@ -40,6 +40,7 @@ class Gateway:
         self._routes = {route.protocol.encode("ascii"): route for route in settings.routes}
         self._audit = audit
         self._broker = broker
+        self._broker_lost = False
         self._verifier = Verifier(settings)
         self._admission = Admission(settings.limits)
         self._serving: set[asyncio.Task[None]] = set()
@@ -50,8 +51,12 @@ class Gateway:
         self._stopping.set()
 
     async def run(self, listener: socket.socket) -> None:
-        """Serve until stopped; everything is closed within 2 s of the stop."""
+        """Serve until stopped; everything is closed within 2 s of the stop.
+
+        Raises BrokerLost when the broker went away.
+        """
         listener.setblocking(False)
+        self._broker.watch(self._lose_broker)
         server = await asyncio.start_server(self._accepted, sock=listener, limit=_STREAM_LIMIT)
         await self._stopping.wait()
         server.close()
@@ -60,6 +65,12 @@ class Gateway:
         if self._serving:
             await asyncio.wait(self._serving, timeout=_STOP_SECONDS)
         self._broker.close()
+        if self._broker_lost:
+            raise BrokerLost
+
+    def _lose_broker(self) -> None:
+        self._broker_lost = True
+        self.stop()
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -240,7 +251,10 @@ async def _main(listener: socket.socket, gateway: Gateway) -> None:
 
 
 def main() -> int:
-    """Take over the descriptors ``config``, ``audit``, ``broker``, ``listen`` and serve."""
+    """Take over the descriptors ``config``, ``audit``, ``broker``, ``listen`` and serve.
+
+    Returns the exit status: 0 after SIGTERM, 1 when the broker went away, 78 for a wrong start.
+    """
     try:
         handed = launch.inherited()
         settings, log, broker, listen = launch.require(
@@ -254,5 +268,9 @@ def main() -> int:
     os.set_blocking(2, False)
     gc.collect()
     gc.freeze()
-    asyncio.run(_main(socket.socket(fileno=listen), gateway))
+    try:
+        asyncio.run(_main(socket.socket(fileno=listen), gateway))
+    except BrokerLost as error:
+        _complain(error)
+        return 1
     return 0

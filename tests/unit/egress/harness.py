@@ -212,6 +212,10 @@ class StandInBroker:
                 socket.send_fds(self._server, [head.pack(number, 0)], [sock.fileno()])
                 sock.close()
 
+    def die(self) -> None:
+        """End the connection, as the kernel does for a process that is gone."""
+        self._server.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._server.close()
 

@@ -278,6 +278,21 @@ def test_sigterm_ends_cleanly_within_two_seconds(
     assert proxy.close() == b""
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_lost_broker_ends_the_process_so_that_it_is_started_again(
+    start: Callable[..., Proxy], used: bool
+) -> None:
+    proxy = start()
+    proxy.listen()
+    proxy.unlock()
+    if used:
+        assert proxy.ask("with a broker").status == 200
+    assert proxy.process.poll() is None
+    proxy.broker.die()
+    assert proxy.process.wait(5) == 1
+    assert b"broker_lost" in proxy.close()
+
+
 def test_broken_configuration_stops_the_start_and_names_the_field(
     start: Callable[..., Proxy],
 ) -> None:

@@ -161,14 +161,6 @@ def test_nothing_listens_in_the_workload(start: Start) -> None:
     assert (answer.status, answer.code) == (503, "adapter_down")
 
 
-def test_the_broker_dies(start: Start) -> None:
-    gateway = start()
-    assert gateway.ask().status == 200
-    gateway.broker.close()
-    answer = gateway.ask()
-    assert (answer.status, answer.code) == (502, "adapter_unreachable")
-
-
 def test_nothing_is_forwarded_that_cannot_be_recorded(start: Start) -> None:
     gateway = start(log="/dev/full")
     answer = gateway.ask()
@@ -201,6 +193,19 @@ def test_records_that_stop_fitting(start: Start, tmp_path: Path) -> None:
     broken = [line for line in lines if not line.endswith("}")]
     assert len(broken) == 1  # the torn one, and the next begins on a line of its own
     assert json.loads(lines[-1])["request"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_lost_broker_ends_the_process_so_that_it_is_started_again(start: Start, used: bool) -> None:
+    gateway = start()
+    if used:
+        assert gateway.ask().status == 200
+    else:
+        assert gateway.raw(b"nonsense\r\n\r\n").status == 400  # it is up
+    assert gateway.process.poll() is None
+    gateway.broker.close()
+    assert gateway.process.wait(5) == 1
+    assert "broker_lost" in gateway.close()
 
 
 def test_sigterm_ends_everything_within_two_seconds(start: Start) -> None:

@@ -286,6 +286,38 @@ def test_a_late_reply_leaks_no_descriptor(side: BrokerSide, listener: socket.soc
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("dialling", [True, False])
+def test_a_broker_that_dies_is_told_once_and_a_closed_one_never(
+    side: BrokerSide, dialling: bool
+) -> None:
+    told: list[str] = []
+
+    async def run() -> None:
+        broker = Broker(side.client)
+        broker.watch(lambda: told.append("lost"))
+        if dialling:
+            asking = asyncio.create_task(broker.dial("upstream.x"))
+            await asyncio.sleep(0.02)
+        assert told == []
+        side.sock.close()
+        await asyncio.sleep(0.05)
+        assert told == ["lost"]
+        if dialling:
+            assert isinstance(asking.exception(), DialError)
+        broker.close()
+        broker.watch(lambda: told.append("late"))
+        assert told == ["lost", "late"]
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        closed = Broker(left)
+        closed.watch(lambda: told.append("closed"))
+        closed.close()
+        await asyncio.sleep(0.02)
+        right.close()
+
+    asyncio.run(run())
+    assert told == ["lost", "late"]
+
+
 def test_a_broker_that_dies_fails_every_dial(side: BrokerSide) -> None:
     async def run() -> None:
         broker = Broker(side.client)
