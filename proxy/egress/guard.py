@@ -37,17 +37,19 @@ class KeyGuard:
 
     def refresh(self) -> None:
         """Take the fragments anew from the keys now in the ring."""
-        fragments: dict[str, str] = {}
+        fragments: set[str] = set()
+        owners: set[str] = set()
         heads: set[str] = set()
         self._longest = 0
         for name in self._ring:
             for form in _forms(self._ring, name):
                 middle = max(0, (len(form) - _FRAGMENT) // 2)
-                fragments.setdefault(form[middle : middle + _FRAGMENT], name)
+                fragments.add(form[middle : middle + _FRAGMENT])
+                owners.add(name)
                 heads.add(form[:_HEAD])
                 self._longest = max(self._longest, len(form))
-        self._owners = sorted(set(fragments.values()))
-        self._fragments = AhoCorasick(list(fragments)) if fragments else None
+        self._owners = sorted(owners)
+        self._fragments = AhoCorasick(sorted(fragments)) if fragments else None
         # At the end of a text also one or two characters may be the beginning of a key.
         ends = {re.escape(head[:n]) + r"\Z" for head in heads for n in range(1, len(head))}
         parts = [re.escape(head) for head in sorted(heads)] + sorted(ends)
@@ -58,12 +60,13 @@ class KeyGuard:
         if not self.suspects(text):
             return text, 0
         found = 0
-        for name in self._owners:
-            for form in sorted(_forms(self._ring, name), key=len, reverse=True):
-                times = text.count(form)
-                if times:
-                    found += times
-                    text = text.replace(form, MASK)
+        # The longest of all first: one key may be the beginning of another.
+        forms = {form for name in self._owners for form in _forms(self._ring, name)}
+        for form in sorted(forms, key=len, reverse=True):
+            times = text.count(form)
+            if times:
+                found += times
+                text = text.replace(form, MASK)
         return text, found
 
     def suspects(self, text: str) -> bool:

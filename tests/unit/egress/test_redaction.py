@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from proxy.egress.redaction.scan import Scanner
 from proxy.egress.redaction.stream import CAP, Channel, HoldBack
 from proxy.egress.redaction.text import Masker
 
+from .harness import secret_memory
 from .samples import IN_CONTEXT, SECRETS, draw
 
 BOOK = rules.load()
@@ -282,3 +284,34 @@ def test_every_rule_can_mask_what_it_detects() -> None:
     for rule in BOOK.rules:
         assert "secret" in rule.confirm.groupindex or rule.confirm.groups == 0 or rule.check
         assert mask(rule.placeholder) == rule.placeholder
+
+
+def ring_of(*keys: str) -> KeyRing:
+    ring = KeyRing()
+    fd = secret_memory({f"key-{n}": key for n, key in enumerate(keys)})
+    ring.load(fd)
+    os.close(fd)
+    return ring
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("local-model-key-0001", "local-model-key-0002"),
+        ("0001-local-model-key", "0002-local-model-key"),
+        ("local-model-key", "local-model-key-0002"),
+        ("the-very-same-key-twice", "the-very-same-key-twice"),
+    ],
+)
+def test_every_key_is_masked_also_where_keys_look_alike(keys: tuple[str, str]) -> None:
+    guard = KeyGuard(ring_of(*keys))
+    guard.refresh()
+    for key in keys:
+        assert guard.mask(f"a {key} b") == ("a [REDACTED:live-key] b", 1)
+        for n in range(1, len(key)):
+            assert guard.holds(f"a {key[:n]}") == 2, "an unfinished key is held back"
+            channel = Channel(Masker(SCANNER, guard, "standard"), HOLD)
+            parts = channel.feed(f"a {key[:n]}"), channel.feed(f"{key[n:]} b"), channel.flush()
+            # Where one key begins another, the rest of the longer one may follow its mask.
+            assert keys[0] not in "".join(parts) and keys[1] not in "".join(parts)
+    assert guard.mask("no local key") == ("no local key", 0)
