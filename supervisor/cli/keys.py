@@ -12,6 +12,7 @@ from supervisor.cli.place import ask
 from supervisor.cli.terminal import print_json, say
 from supervisor.control import ControlError
 
+_KEY_MIN = 8  # what is shorter cannot be told from ordinary text, so it would never be masked
 _KEY_MAX = 8192
 
 
@@ -75,7 +76,9 @@ def _value(name: str) -> bytes:
         value = sys.stdin.buffer.read(_KEY_MAX + 2)
         value = value.removesuffix(b"\n").removesuffix(b"\r")
     wrong = "is empty" if not value else ""
-    if len(value) > _KEY_MAX:
+    if 0 < len(value) < _KEY_MIN:
+        wrong = f"has fewer than {_KEY_MIN} characters, too few to be recognised and masked"
+    elif len(value) > _KEY_MAX:
         wrong = f"is longer than {_KEY_MAX} bytes"
     elif any(byte < 33 or byte > 126 for byte in value):
         wrong = "holds a space, a line break or a character that no HTTP header may hold"

@@ -98,7 +98,8 @@ class Fault(enum.Enum):
     KEY_VALUE = (
         42,
         "that is not a key value",
-        "give 1 to 16384 printable ASCII characters on one line",
+        "give 8 to 16384 printable ASCII characters on one line; what is shorter could not be "
+        "recognised and masked",
     )
     TOKEN_CLAIM = (
         43,

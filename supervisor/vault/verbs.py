@@ -20,6 +20,7 @@ from .errors import Fault, VaultError
 from .handover import hand_over
 from .tpm import Facts, Tpm, connected
 
+VALUE_MIN = 8  # the egress proxy cannot tell a shorter key from ordinary text, and masks none
 VALUE_MAX = 16 * 1024
 _NAME = re.compile("[a-z0-9][a-z0-9-]{0,62}")
 
@@ -65,7 +66,7 @@ def _read_value(fd: int) -> bytearray:
         if length and buffer[length - 1] == 0x0A:
             length -= 1
         view = memoryview(buffer)[:length]
-        if not 1 <= length <= VALUE_MAX or any(not 0x20 <= byte <= 0x7E for byte in view):
+        if not VALUE_MIN <= length <= VALUE_MAX or any(not 0x20 <= byte <= 0x7E for byte in view):
             raise VaultError(Fault.KEY_VALUE)
         return bytearray(view)
     finally:

@@ -17,17 +17,17 @@ from supervisor.vault.errors import Fault
 def test_second_process_is_told_that_the_vault_is_busy(vault: Helper) -> None:
     with store.locked(str(vault.state), write=True):
         assert vault.run("list").fault is Fault.VAULT_BUSY
-        assert vault.set("practice", b"value").fault is Fault.VAULT_BUSY
+        assert vault.set("practice", b"the value").fault is Fault.VAULT_BUSY
         assert vault.ok("status").json["problem"] == "VAULT_BUSY"
     with store.locked(str(vault.state), write=False):  # readers do not shut readers out
         assert vault.run("list").code == 0
-        assert vault.set("practice", b"value").fault is Fault.VAULT_BUSY
-    assert vault.set("practice", b"value").code == 0
+        assert vault.set("practice", b"the value").fault is Fault.VAULT_BUSY
+    assert vault.set("practice", b"the value").code == 0
 
 
 def test_two_writers_at_once_lose_nothing(vault: Helper) -> None:
     """Each either commits or says VAULT_BUSY; what was committed is there."""
-    running = {name: vault.begin_set(name, b"value") for name in ("a", "b", "c")}
+    running = {name: vault.begin_set(name, b"the value") for name in ("a", "b", "c")}
     outcomes = {name: helper.wait() for name, helper in running.items()}
     done = [name for name, outcome in outcomes.items() if outcome.code == 0]
     assert done
@@ -39,7 +39,7 @@ def test_two_writers_at_once_lose_nothing(vault: Helper) -> None:
 def test_killed_writers_leave_the_old_or_the_new_vault(vault: Helper) -> None:
     """kill -9 at random moments of real commits; tests/unit/vault kills at each single step."""
     began = time.monotonic()
-    assert vault.set("control", b"value").code == 0
+    assert vault.set("control", b"the value").code == 0
     whole = time.monotonic() - began
     dice = random.Random(2)  # repeatable moments
     names, killed = {"control"}, 0
@@ -88,19 +88,19 @@ def test_full_disk_keeps_the_old_vault(vault: Helper) -> None:
     before = vault.file.read_bytes()
     prlimit = ("/usr/bin/prlimit", "--fsize=512", "--")
     read, write = os.pipe()
-    os.write(write, b"value")
+    os.write(write, b"the value")
     os.close(write)
     outcome = vault.run("set", "practice", wrap=prlimit, secret=read)
     os.close(read)
     assert outcome.fault is Fault.VAULT_UNWRITABLE
     assert vault.file.read_bytes() == before
     assert [path.name for path in vault.state.iterdir()] == ["vault.json"]
-    assert vault.set("practice", b"value").code == 0
+    assert vault.set("practice", b"the value").code == 0
 
 
 def test_remove_and_init_twice(vault: Helper) -> None:
     assert vault.run("init").fault is Fault.VAULT_EXISTS
-    assert vault.set("practice", b"value").code == 0
+    assert vault.set("practice", b"the value").code == 0
     assert vault.run("remove", "other").fault is Fault.KEY_UNKNOWN
     vault.ok("remove", "practice")
     assert vault.ok("list").json == {"names": []}

@@ -138,12 +138,24 @@ def test_value_shows_nowhere(vault: Helper, proxy: Proxy) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [b"", b"\n", b"a\nb", b"a\r", b"a\x00", b"caf\xc3\xa9", b"x" * 16385, b"x" * 70000],
+    [
+        b"",
+        b"\n",
+        b"seven-7",
+        b"seven-7\n",
+        b"good key\nb",
+        b"good key\r",
+        b"good key\x00",
+        b"good caf\xc3\xa9",
+        b"x" * 16385,
+        b"x" * 70000,
+    ],
 )
 def test_bad_values_are_refused(vault: Helper, value: bytes) -> None:
     before = vault.file.read_bytes()
     assert vault.set("practice", value).fault is Fault.KEY_VALUE
     assert vault.file.read_bytes() == before
+    assert vault.set("practice", b"eight-8!\n").code == 0
 
 
 def test_largest_value_and_a_full_vault(vault: Helper, proxy: Proxy) -> None:
@@ -258,7 +270,7 @@ def test_core_dumps_are_off_before_the_value_is_read(vault: Helper) -> None:
             select.select([], [], [], 0.02)
         assert core.split()[4:6] == ["0", "0"]
     finally:
-        os.write(write, b"value")
+        os.write(write, b"the value")
         os.close(write)
         assert running.wait().code == 0
 

@@ -44,7 +44,7 @@ def edit(helper: Helper, change: Callable[[Any], None]) -> None:
 
 def test_vault_opens_after_power_cuts(vault: Helper, tpm: Swtpm) -> None:
     for number in range(3):
-        assert vault.set(f"key{number}", b"value").code == 0
+        assert vault.set(f"key{number}", b"the value").code == 0
         tpm.restart()
         assert vault.ok("list").json == {"names": [f"key{n}" for n in range(number + 1)]}
     assert vault.file.stat().st_mode & 0o777 == 0o600
@@ -278,7 +278,7 @@ def test_own_policy_key_of_an_attacker_is_refused(vault: Helper, tpm: Swtpm) -> 
 
 def test_parts_of_two_generations_do_not_mix(vault: Helper) -> None:
     old = json.loads(vault.file.read_bytes())
-    assert vault.set("practice", b"value").code == 0
+    assert vault.set("practice", b"the value").code == 0
     new = json.loads(vault.file.read_bytes())
 
     def swap(*names: str) -> None:
