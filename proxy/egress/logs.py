@@ -15,7 +15,9 @@ from .redaction.text import Masker
 
 LINE_MAX = 16 * 1024
 RATE, BURST = 256 * 1024, 1024 * 1024  # bytes per second and at once; past it lines are dropped
+_LINE_COST = 32  # bytes charged for a line besides its own: its stamp, so that empty ones count too
 _READ = 64 * 1024
+_TURN_LINES, _TURN_BYTES = 64, 16 * 1024  # then everybody else gets a turn
 _REPORT = 10.0  # seconds between two notes about lost lines
 
 # Called with (workload, what happened, how many lines); writes an audit record.
@@ -43,7 +45,8 @@ class LogPump:
         self._pipe, self._log = pipe, log
         self._channel = Channel(Masker(scanner, guard, "strict"), hold)
         self._report = report
-        self._line = b""
+        self._buffer = bytearray()
+        self._paused = False
         self._cut = False
         self._lost: dict[str, int] = {}
         self._told = 0.0
@@ -64,8 +67,10 @@ class LogPump:
         if self._pipe < 0:
             return
         asyncio.get_running_loop().remove_reader(self._pipe)
-        if self._line:
-            self._take(self._line)
+        while self._lines():
+            pass
+        if self._buffer and not self._cut:
+            self._take(bytes(self._buffer))
         self._tell(at_once=True)
         os.close(self._pipe)
         os.close(self._log)
@@ -81,33 +86,66 @@ class LogPump:
         if not data:
             self.close()
             return
-        *lines, rest = (self._line + data).split(b"\n")
-        for line in lines:
+        self._buffer += data
+        self._turn()
+
+    def _turn(self) -> None:
+        """Work for a moment; reading goes on when all that was read is done."""
+        if self._pipe < 0:
+            return
+        loop = asyncio.get_running_loop()
+        if self._lines():
+            if not self._paused:
+                loop.remove_reader(self._pipe)
+                self._paused = True
+            loop.call_soon(self._turn)
+        elif self._paused:
+            self._paused = False
+            loop.add_reader(self._pipe, self._readable)
+        self._tell()
+
+    def _lines(self) -> bool:
+        """Take one turn's worth of lines out of the buffer; True: there are more."""
+        buffer, at = self._buffer, 0
+        more = False
+        for number in range(_TURN_LINES + 1):
+            end = buffer.find(b"\n", at)
+            if end < 0:
+                break
+            if number == _TURN_LINES or at > _TURN_BYTES:
+                more = True
+                break
             if self._cut:
                 self._cut = False  # the rest of a line that was too long
             else:
-                self._take(line)
-        if self._cut:
-            rest = b""
-        elif len(rest) > LINE_MAX:
-            self._take(rest)
-            self._cut, rest = True, b""
-        self._line = rest
-        self._tell()
+                self._take(bytes(buffer[at:end]))
+            at = end + 1
+        del buffer[:at]
+        if not more and (self._cut or len(buffer) > LINE_MAX):
+            if not self._cut:
+                self._take(bytes(buffer))
+            self._cut = True
+            buffer.clear()
+        return more
 
     def _take(self, line: bytes) -> None:
         now = time.monotonic()
         self._allowance = min(BURST, self._allowance + (now - self._filled) * RATE)
         self._filled = now
-        if self._allowance < len(line):
+        cost = len(line) + _LINE_COST
+        if self._allowance < cost:
             self._lose("flood")
             return
-        self._allowance -= len(line)
-        short = line[:LINE_MAX]
-        text = short.decode("utf-8", "backslashreplace")
+        self._allowance -= cost
+        cut = len(line) > LINE_MAX
+        text = line[:LINE_MAX].decode("utf-8", "backslashreplace")
         was_in_block = self._channel.in_block
         try:
-            masked = self._channel.feed(text + "\n")
+            masked = self._channel.feed(text if cut else text + "\n")
+            if cut:
+                # What is held may be the head of a secret whose rest was cut off.
+                self._channel.drop()
+                masked += self._channel.feed("\n")
             if not self._channel.in_block:
                 masked += self._channel.flush()
         except ScanFailed:
@@ -117,7 +155,7 @@ class LogPump:
         masked = masked.rstrip("\n")
         if was_in_block and not masked:
             return  # inside a masked block every line would be an empty one
-        if len(short) < len(line):
+        if cut:
             masked += " [cut]"
         self._write(masked)
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from proxy.egress.guard import KeyGuard
+from proxy.egress.keys import KeyRing
+from proxy.egress.logs import LINE_MAX, LogPump
+from proxy.egress.redaction import rules
+from proxy.egress.redaction.scan import Scanner
+from proxy.egress.redaction.stream import HoldBack
 
 from .harness import KEY, Proxy
 from .samples import SECRETS
@@ -102,6 +111,63 @@ def test_flood_is_dropped_and_counted(proxy: Proxy, output: Output) -> None:
     assert proxy.ask("others go on").status == 200
     assert "lines dropped: flood" in output.path.read_text()
     assert output.path.stat().st_size < 3_000_000
+
+
+def test_flood_of_empty_lines_is_dropped_and_counted_and_stops_nobody(
+    proxy: Proxy, output: Output
+) -> None:
+    before = len(proxy.records("log"))
+    output.write(b"\n" * 200_000)
+    assert proxy.ask("others go on").status == 200
+    output.end()
+
+    def figures() -> tuple[int, int]:
+        lost = sum(record["lines"] for record in proxy.records("log")[before:])
+        return lost, output.path.read_text().count("\n")
+
+    proxy.wait_for(lambda: sum(figures()) >= 200_000, 20)
+    lost, kept = figures()
+    assert lost > 100_000 and kept > 1000
+    assert lost + kept <= 200_010, "each line is written or counted; a few are notes"
+
+
+def test_one_turn_is_short_whatever_was_read(tmp_path: Path) -> None:
+    """Work is handed out in turns: between two, other callbacks of the loop run."""
+
+    async def run() -> list[int]:
+        read, write = os.pipe()
+        log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        book = rules.load()
+        guard = KeyGuard(KeyRing())
+        scanner = Scanner(book)
+        pump = LogPump("w", read, log, scanner, guard, HoldBack(book), lambda *_: None)
+        pump.start()
+        os.write(write, b"\n" * 4000)
+        os.close(write)
+        sizes = [0]
+        while pump.open:
+            await asyncio.sleep(0)
+            sizes.append((tmp_path / "log").read_bytes().count(b"\n"))
+        return sizes
+
+    sizes = asyncio.run(run())
+    assert sizes[-1] == 4000
+    assert max(after - before for before, after in itertools.pairwise(sizes)) <= 64
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+@pytest.mark.parametrize("secret", [KEY, SECRETS["openai-key"]])
+def test_secret_across_the_cut_leaves_no_head(output: Output, secret: str, ending: str) -> None:
+    for shown in (4, 12, len(secret) - 1):
+        filler = "word " * 4000
+        output.write(f"{filler[: LINE_MAX - shown - 1]} {secret} and more\n".encode())
+    output.write(f"{secret}{ending}".encode())
+    output.end()
+    *cut, last = output.lines(4)
+    for line in cut:
+        assert line.endswith("[cut]") and secret[:4] not in line
+        assert len(line) > LINE_MAX - 100
+    assert last in ("[REDACTED:live-key]", "[REDACTED:openai-key]")
 
 
 def test_full_disk_is_counted_and_blocks_nobody(proxy: Proxy, tmp_path: Path) -> None:
