@@ -32,6 +32,7 @@ CODES: dict[str, Kind] = {
     "unsupported_type": Kind(415, _REQUEST, "Send application/json, UTF-8."),
     "unsupported_encoding": Kind(415, _REQUEST, "Send the body uncompressed."),
     "invalid_json": Kind(400, _REQUEST, "Send one JSON object without duplicate keys."),
+    "logprobs_not_allowed": Kind(400, _REQUEST, "Leave out logprobs and top_logprobs."),
     "too_many_requests": Kind(429, "rate_limit_error", "Wait for a request of yours to end."),
     "vault_locked": Kind(503, _OURS, "Unlock the vault; see anchorhold status."),
     "credential_absent": Kind(503, _OURS, "Add the key with anchorhold keys add."),

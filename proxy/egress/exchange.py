@@ -208,6 +208,7 @@ class Exchange:
             "Accept": "text/event-stream" if self.stream else "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": "anchorhold",
+            "X-Request-Id": self.id,
         }
         if upstream.credential is not None:
             if upstream.credential not in self.services.ring:
@@ -318,6 +319,9 @@ def _asked(document: Any) -> tuple[str, bool]:
         raise Refusal("invalid_json", "The body needs model (a string) and messages (a list).")
     if stream not in (True, False, None):
         raise Refusal("invalid_json", "stream is true or false.")
+    if any(document.get(name) not in (None, False, 0) for name in ("logprobs", "top_logprobs")):
+        # They repeat the answer in pieces, and each piece in bytes: no secret is whole in any.
+        raise Refusal("logprobs_not_allowed", "Token by token, an answer cannot be masked.")
     return model, bool(stream)
 
 

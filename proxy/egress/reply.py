@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from starlette.types import Receive, Send
@@ -118,9 +118,25 @@ async def _json(
         raise Refusal("upstream_invalid", f"{upstream.name} sent invalid JSON.") from None
     if isinstance(document, dict) and isinstance(document.get("usage"), dict):
         exchange.usage = document["usage"]
+    if _without_logprobs(document):
+        text = json.dumps(document)
     masked = masker.document(text).encode("utf-8")
     exchange.size_out = len(masked)
     return masked
+
+
+def _without_logprobs(document: Any) -> bool:
+    """Empty `logprobs` of every choice; True where there was one.
+
+    They hold the answer once more, token by token and in bytes, where nothing can be masked.
+    """
+    choices = document.get("choices") if isinstance(document, dict) else None
+    found = False
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and choice.get("logprobs") is not None:
+            choice["logprobs"] = None
+            found = True
+    return found
 
 
 async def _stream(

@@ -17,6 +17,7 @@ from .redaction.stream import Channel, HoldBack
 from .redaction.text import Masker
 
 EVENT_MAX = 1024 * 1024
+CHANNELS_MAX = 256  # text fields of all choices of one answer together
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a CR at the very end may yet get its LF
 # Fields of a delta that name something rather than tell something: masked whole, never held.
 _NAMES = frozenset({"role", "type", "id", "name", "format", "finish_reason"})
@@ -132,6 +133,8 @@ class StreamMasker:
         for key, value in choice.items():
             if key in ("delta", "text"):
                 out[key] = self._walk(value, index, (key,))
+            elif key == "logprobs":
+                out[key] = None  # the answer again, in pieces too small to be masked
             else:
                 out[key] = self._whole(value)
         if choice.get("finish_reason") is not None:
@@ -146,6 +149,8 @@ class StreamMasker:
                 return self._masker.text(value)
             key = (index, path)
             if key not in self._channels:
+                if len(self._channels) >= CHANNELS_MAX:
+                    raise StreamInvalid(f"the answer has more than {CHANNELS_MAX} text fields")
                 self._channels[key] = Channel(self._masker, self._hold)
             return self._channels[key].feed(value)
         if isinstance(value, dict):

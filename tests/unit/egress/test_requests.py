@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from .harness import KEY, OTHER, PLACEHOLDER, Proxy, Upstream, chat, completion, reply
+from .samples import SECRETS
 
 
 def test_completion_carries_the_real_key_and_only_our_headers(
@@ -23,7 +24,7 @@ def test_completion_carries_the_real_key_and_only_our_headers(
     assert seen.json == chat("hello")
     assert set(seen.headers) == {
         "host", "content-type", "content-length", "accept", "accept-encoding", "user-agent",
-        "authorization",
+        "authorization", "x-request-id",
     }  # fmt: skip
     assert seen.headers["accept-encoding"] == "identity"
     assert PLACEHOLDER.encode() not in seen.raw
@@ -276,6 +277,36 @@ def test_sigterm_ends_cleanly_within_two_seconds(
     assert code == 0
     assert seconds < 2.0
     assert proxy.close() == b""
+
+
+@pytest.mark.parametrize("asked", [{"logprobs": True}, {"top_logprobs": 3}, {"logprobs": "yes"}])
+def test_logprobs_are_refused_for_they_cannot_be_masked(
+    proxy: Proxy, upstream: Upstream, asked: dict[str, Any]
+) -> None:
+    answer = proxy.ask("x", **asked)
+    assert (answer.status, answer.code) == (400, "logprobs_not_allowed")
+    assert not upstream.seen
+    assert proxy.ask("x", logprobs=False, top_logprobs=None).status == 200
+
+
+def test_logprobs_of_an_answer_are_dropped(proxy: Proxy, upstream: Upstream) -> None:
+    document = completion("fine \ud800")
+    secret = SECRETS["openai-key"]
+    pieces = [{"token": c, "bytes": [ord(c)], "logprob": -0.1} for c in secret]
+    document["choices"][0]["logprobs"] = {"content": pieces}
+    upstream.answer = reply(document)
+    answer = proxy.ask("x").json
+    assert answer["choices"][0].pop("logprobs") is None
+    document["choices"][0].pop("logprobs")
+    assert answer == document, "all else is as it was"
+
+
+def test_request_id_goes_to_the_upstream(proxy: Proxy, upstream: Upstream) -> None:
+    given = "0123456789abcdef"
+    proxy.request(chat("x"), headers={"x-request-id": given})
+    assert upstream.seen[-1].headers["x-request-id"] == given
+    proxy.request(chat("x"), headers={"x-request-id": "anything else"})
+    assert upstream.seen[-1].headers["x-request-id"] == proxy.last()["request"] != given
 
 
 @pytest.mark.parametrize("used", [True, False])

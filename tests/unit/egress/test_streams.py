@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from proxy.egress.sse import CHANNELS_MAX
+
 from .harness import KEY, Proxy, Upstream, chat, delta, stream
 from .samples import SECRETS
 
@@ -146,3 +148,24 @@ def test_stream_is_recognised_by_its_type_not_by_what_was_asked(
 ) -> None:
     upstream.answer = stream([delta(f"is {SECRETS['aws-access-key-id']} "), DONE])
     assert proxy.ask("x").text() == "is [REDACTED:aws-access-key-id] "
+
+
+def test_logprobs_of_a_stream_are_dropped(proxy: Proxy, upstream: Upstream) -> None:
+    chunks = [
+        delta(c, logprobs={"content": [{"token": c, "bytes": [ord(c)]}]})
+        for c in f"{SECRETS['openai-key']} end"
+    ]
+    answer = content(proxy, upstream, [*chunks, DONE])
+    assert answer.text() == "[REDACTED:openai-key] end"
+    shown = [choice for event in answer.events()[:-1] for choice in event["choices"]]
+    assert all(choice.get("logprobs") is None for choice in shown)
+    assert "bytes" not in answer.body.decode()
+
+
+def test_answer_with_too_many_fields_ends(proxy: Proxy, upstream: Upstream) -> None:
+    chunks = [delta("word ", index=n) for n in range(CHANNELS_MAX)]
+    answer = content(proxy, upstream, [*chunks, DONE])
+    assert answer.events()[-1] == "[DONE]"
+    answer = content(proxy, upstream, [*chunks, delta("word ", index=CHANNELS_MAX), DONE])
+    assert answer.events()[-1]["error"]["code"] == "upstream_invalid"
+    assert answer.text(CHANNELS_MAX - 1) == "word " and answer.text(CHANNELS_MAX) == ""
