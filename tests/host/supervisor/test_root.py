@@ -29,7 +29,9 @@ def _files(log: str) -> set[str]:
     """Every file that a -v log says Python code was loaded from."""
     found = set()
     for line in log.splitlines():
-        if match := _EXTENSION.match(line) or _LOADED.match(line):
+        match = _EXTENSION.match(line) or _LOADED.match(line)
+        # Processes share the log: a name that two of them wrote into each other is no file.
+        if match and Path(match["file"]).is_file():
             found.add(match["file"])
     return found
 
