@@ -49,6 +49,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     one silent read or blocked write of a client, `answer_timeout` for one silence of an adapter,
     `websocket_idle` for silence in both directions. `client_rate` is requests per second and client
     (None: no limit), with bursts of `client_burst`; `token_lifetime` is the longest exp - iat.
+    In a full gateway an address gives up places held without a token beyond `unproven` (None: half
+    of `connections`).
     """
 
     head_max: Annotated[int, msgspec.Meta(ge=512, le=65536)]
@@ -62,6 +64,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client_rate: _Seconds | None = None
     client_burst: _Positive = 20
     token_lifetime: _Positive = 366 * 86400
+    unproven: _Positive | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from .admission import Admission
 from .ledger import Ledger
 from .peer import Peer
 from .refusal import ClientGone, Refusal
+from .strangers import Strangers
 from .token import Claims, Verifier
 
 _ANSWER_HEAD_MAX = 65536
@@ -43,6 +44,9 @@ class Gateway:
         self._broker_lost = False
         self._verifier = Verifier(settings)
         self._admission = Admission(settings.limits)
+        self._strangers = Strangers(
+            settings.limits.unproven or max(1, settings.limits.connections // 2)
+        )
         self._serving: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
 
@@ -73,6 +77,9 @@ class Gateway:
         self.stop()
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._serving) >= 2 * self._limits.connections:
+            writer.transport.abort()  # a refusal takes a place too, for as long as it is read
+            return
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # streams run this in a task
         self._serving.add(task)
@@ -91,6 +98,7 @@ class Gateway:
         client = Peer(reader, writer, http, limits.idle_timeout)
         address = writer.get_extra_info("peername")
         ledger = Ledger(secrets.token_hex(8), str(address[0]) if address else "")
+        self._strangers.arrive(ledger.peer, client.abort)
         try:
             reason = await self._request(client, reader, ledger)
             if ledger.method is not None:
@@ -112,13 +120,15 @@ class Gateway:
             _complain(error)
             internal = refusal.failed(500, "internal", "The gateway failed; tell the operator.")
             await self._refuse(client, ledger, internal)
+        finally:
+            self._strangers.leave(ledger.peer, client.abort)
 
     async def _request(
         self, client: Peer, reader: asyncio.StreamReader, ledger: Ledger
     ) -> str | None:
         """Serve one request; returns a reason when it ended early after its answer had begun."""
         limits = self._limits
-        if len(self._serving) > limits.connections:
+        if len(self._serving) > limits.connections and not self._strangers.make_room():
             message = "The gateway has as many connections as it may; try again shortly."
             raise Refusal(503, "too_many_connections", message, retry=1)
         data = await head.read(reader, limits.head_max, limits.head_timeout)
@@ -132,6 +142,7 @@ class Gateway:
         upgrade = websocket.wanted(parsed)
         claims = self._authenticate(parsed, ledger.route, upgrade)
         ledger.client = claims.sub
+        self._strangers.leave(ledger.peer, client.abort)
         if upgrade and not ledger.route.upgrade:
             raise Refusal(403, "upgrade_not_allowed", "This protocol has no WebSocket.")
         if int(parsed.one(b"content-length") or b"0") > ledger.route.body_max:

@@ -53,6 +53,50 @@ def test_a_silent_connection_is_closed_without_a_record(start: Start) -> None:
     assert gateway.records() == []
 
 
+def test_held_heads_lock_nobody_out(start: Start) -> None:
+    gateway = start(connections=8, head_timeout=30.0)
+    proven = Client(gateway)
+    held = [gateway.connect() for _ in range(7)]
+    for sock in held:
+        sock.sendall(b"GET /rest/echo HTTP/1.1\r\n")
+    time.sleep(0.4)
+    for _ in range(3):
+        assert gateway.ask().status == 200
+    assert proven.say("still here") == "still here", "who has shown a token keeps the place"
+    gone = 0
+    for sock in held:
+        sock.setblocking(False)
+        try:
+            gone += sock.recv(1) == b""
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            gone += 1
+        sock.close()
+    assert 1 <= gone <= 3, "no more than were needed"
+    proven.close()
+
+
+def test_refusals_without_end_are_not_kept(start: Start) -> None:
+    """Up to twice the limit are told why; what comes beyond is closed unread."""
+    gateway = start(connections=4, head_timeout=30.0, unproven=64)
+    held = [gateway.connect() for _ in range(4)]
+    time.sleep(0.2)
+    crowd = [gateway.connect() for _ in range(40)]
+    answers = []
+    for sock in crowd:
+        try:
+            answers.append(sock.recv(64)[:12])
+        except ConnectionResetError:
+            answers.append(b"")
+    assert answers.count(b"HTTP/1.1 503") >= 4
+    assert answers.count(b"") >= 20
+    for sock in held + crowd:
+        sock.close()
+    time.sleep(0.3)
+    assert gateway.ask().status == 200
+
+
 def test_a_stalled_body_is_cut_off(start: Start) -> None:
     gateway = start(idle_timeout=0.5)
     with gateway.connect() as sock:
@@ -103,7 +147,7 @@ def test_an_idle_websocket_is_closed(start: Start) -> None:
 
 
 def test_connections_at_once(start: Start) -> None:
-    gateway = start(connections=3, head_timeout=30.0)
+    gateway = start(connections=3, head_timeout=30.0, unproven=3)
     held = [gateway.connect() for _ in range(3)]
     time.sleep(0.1)
     answer = gateway.ask()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
 from typing import Any
 
@@ -22,6 +23,7 @@ from proxy.ingress.admission import Admission
 from proxy.ingress.config import parse
 from proxy.ingress.frames import FrameError, FrameMeter, close_frame
 from proxy.ingress.refusal import Refusal
+from proxy.ingress.strangers import Strangers
 from proxy.ingress.token import Verifier
 
 ISSUER = Issuer()
@@ -297,3 +299,20 @@ def test_full_buckets_are_forgotten() -> None:
             pass
     assert len(admission._buckets) <= 1025
     assert not admission._open
+
+
+def test_strangers_give_up_places_only_where_one_address_holds_too_many() -> None:
+    clock, dropped = [0.0], []
+    strangers = Strangers(2, lambda: clock[0])
+    drops = {name: functools.partial(dropped.append, name) for name in ("a1", "a2", "a3", "b1")}
+    assert not strangers.make_room()
+    for name, drop in drops.items():
+        strangers.arrive(name[0], drop)
+    assert not strangers.make_room(), "all of them are young"
+    clock[0] = 1.0
+    assert strangers.make_room() and dropped == ["a1"]
+    assert not strangers.make_room(), "two are not too many"
+    strangers.arrive("a", drops["a1"])
+    strangers.leave("a", drops["a2"])
+    strangers.leave("a", drops["a2"])
+    assert not strangers.make_room() and dropped == ["a1"]
