@@ -17,6 +17,7 @@ _libc.prctl.argtypes = [ctypes.c_int, *(ctypes.c_ulong,) * 4]
 
 # x86-64 numbers; those added since 2019 are the same on every architecture.
 _NR_CAPSET, _NR_PIVOT_ROOT, _NR_KEYCTL, _NR_SECCOMP, _NR_EXECVEAT = 126, 155, 250, 317, 322
+_NR_RT_SIGACTION = 13
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
 _NR_CLONE3, _NR_CLOSE_RANGE, _NR_OPENAT2 = 435, 436, 437
 _NR_MOUNT_SETATTR = 442
@@ -203,6 +204,15 @@ def prctl(option: int, *args: int) -> int:
     """prctl(2) with unsigned long arguments, missing ones 0."""
     result: int = _libc.prctl(option, *args, *(0,) * (4 - len(args)))
     return result if result != -1 else _check(f"prctl {option}", -1)
+
+
+def default_signals() -> None:
+    """Every signal back to its default, also 32 and 33, which glibc keeps to itself and does not
+    let a program reset although it may have inherited them ignored. rt_sigaction(2)."""
+    default = bytes(32)  # struct sigaction of the kernel: SIG_DFL, no flags, empty mask
+    for number in range(1, 65):
+        if number not in (9, 19):  # SIGKILL and SIGSTOP
+            _call(f"signal {number}", _NR_RT_SIGACTION, number, default, None, ctypes.c_size_t(8))
 
 
 def join_session_keyring() -> int:

@@ -210,8 +210,7 @@ def start() -> tuple[int, socket.socket]:
                 comm.write("anchor-launcher")
             # A session without a terminal for us and all children; defaults where Python ignores.
             os.setsid()
-            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-                signal.signal(number, signal.SIG_DFL)
+            syscalls.default_signals()
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             # A collection in a child would write to every page and so copy it.
             gc.disable()
