@@ -90,7 +90,8 @@ def _connect(path: Path, request: bytes = b"") -> bytes:
             client.connect(str(path))
         except PermissionError:
             return b"PermissionError"
-        client.sendall(request)
+        if request:  # a refusal may have closed the connection already
+            client.sendall(request)
         return client.makefile("rb").readline()
 
 
