@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from sandbox.errors import SandboxError
 from supervisor.host import Host
 from supervisor.policy.compile import compile_policies
 from supervisor.policy.context import host_context
@@ -22,11 +23,12 @@ from supervisor.policy.plans import CompiledPolicy
 def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyError]]:
     """Every policy that holds together, by id, and what is wrong with the others.
 
-    Raises OSError when the state directory cannot be written.
+    Raises OSError when the state directory cannot be written, SandboxError when what an earlier
+    run left in it is broken.
     """
     policies, errors = load_directory(host.paths.policies)
     memory = Path(host.paths.state) / "policies.json"
-    known = json.loads(memory.read_text()) if memory.exists() else {"ids": {}, "versions": {}}
+    known = _remembered(memory)
     older = check_versions(policies, known["versions"])
     errors += older
     refused = {error.file for error in older}
@@ -37,7 +39,10 @@ def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyErr
     known["ids"] = dict(context.uids)
     known["versions"].update({policy.id: policy.version for policy in policies})
     temporary = memory.with_suffix(".new")
-    temporary.write_text(json.dumps(known))
+    with temporary.open("w") as file:
+        json.dump(known, file)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave an empty file in place of the old one
     temporary.replace(memory)
     for plan in compiled.values():
         if plan.state_directory:
@@ -45,3 +50,18 @@ def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyErr
             path.mkdir(mode=0o700, exist_ok=True)
             os.chown(path, plan.sandbox.uid, plan.sandbox.gid)
     return compiled, errors
+
+
+def _remembered(memory: Path) -> dict[str, dict[str, int]]:
+    """Uids and versions of earlier runs. Raises SandboxError rather than giving ids out anew."""
+    if not memory.exists():
+        return {"ids": {}, "versions": {}}
+    try:
+        known = json.loads(memory.read_text())
+        return {"ids": dict(known["ids"]), "versions": dict(known["versions"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise SandboxError(
+            "memory_broken",
+            f"{memory} is not what an earlier run wrote: {error}",
+            "restore it from a backup; without it workloads' files would belong to other uids",
+        ) from error
