@@ -6,6 +6,7 @@ MDWE and a way to clear the bounding set in one go, hence the raw options.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -91,8 +92,21 @@ def no_new_privileges() -> None:
 
 
 def refuse_write_and_execute() -> None:
-    """No memory may become executable after it was writable. PR_SET_MDWE, 6.3."""
-    syscalls.prctl(_PR_SET_MDWE, 1)
+    """No memory may become executable after it was writable. PR_SET_MDWE came with Linux 6.3;
+    before, the seccomp filter alone refuses it."""
+    try:
+        syscalls.prctl(_PR_SET_MDWE, 1)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def write_and_execute() -> int:
+    """1: refused for the caller, 0: not, -1: this kernel has no PR_GET_MDWE."""
+    try:
+        return syscalls.prctl(_PR_GET_MDWE)
+    except OSError:
+        return -1
 
 
 def report() -> dict[str, int]:
@@ -100,5 +114,5 @@ def report() -> dict[str, int]:
     return {
         "securebits": syscalls.prctl(_PR_GET_SECUREBITS),
         "dumpable": syscalls.prctl(_PR_GET_DUMPABLE),
-        "mdwe": syscalls.prctl(_PR_GET_MDWE),
+        "mdwe": write_and_execute(),
     }

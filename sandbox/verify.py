@@ -260,7 +260,10 @@ def _network(process: _Process) -> Finding:
 
 def _memory(plan: SandboxPlan, process: _Process, report: dict[str, Any]) -> Finding:
     soft, hard = process.read("limits").partition("Max core file size")[2].split()[:2]
-    evidence = f"core {soft}/{hard} mdwe {report['mdwe']}"
-    good = (soft, hard) == ("0", "0") and report["mdwe"] == (0 if plan.jit else 1)
+    # A kernel without it says so to us as well; then the filter alone refuses.
+    absent = credentials.write_and_execute() == -1
+    evidence = f"core {soft}/{hard} mdwe {'absent, by filter' if absent else report['mdwe']}"
+    wanted = -1 if absent else 0 if plan.jit else 1
+    good = (soft, hard) == ("0", "0") and report["mdwe"] == wanted
     promised = "no core files" + ("" if plan.jit else ", no write-and-execute memory")
     return _finding("memory", promised, evidence, good)

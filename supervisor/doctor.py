@@ -179,8 +179,9 @@ def _kernel() -> Iterator[Guarantee]:
     ):
         error = trial()
         yield _guarantee(f"kernel:{name}", not error, error or "tried", _KERNEL)
-    error = trials.mdwe()
-    yield _guarantee("mdwe", not error, error or "prctl knows PR_GET_MDWE", f"{_KERNEL} (6.3)")
+    # Every filter of a policy without `jit` refuses it; from 6.3 on the kernel does so as well.
+    mdwe = "by the seccomp filter alone" if trials.mdwe() else "PR_SET_MDWE and the seccomp filter"
+    yield Guarantee("mdwe", "ok", mdwe)
 
 
 def _filters(root: Path) -> Iterator[Guarantee]:
@@ -318,14 +319,19 @@ def _advice(root: Path) -> Iterator[Guarantee]:
     yield _secure_boot(root)
 
 
-def _secure_boot(root: Path) -> Guarantee:
+def secure_boot(root: Path = Path("/")) -> str:
+    """ "on", "off", or why it cannot be told. UEFI 2.10, 3.3: the variable SecureBoot."""
     variable = next((root / "sys/firmware/efi/efivars").glob("SecureBoot-*"), None)
-    state = "no EFI variable SecureBoot"
-    if variable:
-        try:
-            # efivarfs: four bytes of attributes, then the value.
-            state = "on" if variable.read_bytes()[4:5] == b"\1" else "off"
-        except OSError as error:
-            state = f"unreadable: {error.strerror}"
+    if variable is None:
+        return "no EFI variable SecureBoot"
+    try:
+        # efivarfs: four bytes of attributes, then the value.
+        return "on" if variable.read_bytes()[4:5] == b"\1" else "off"
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def _secure_boot(root: Path) -> Guarantee:
+    state = secure_boot(root)
     fix = "switch Secure Boot on in the firmware; the TPM's PCR policy rests on it"
     return _guarantee("secure-boot", state == "on", state, fix, advice=True)

@@ -34,9 +34,10 @@ def complement(values: Iterable[int], width: int = 32) -> list[tuple[int, int]]:
     return found
 
 
-def seccomp_spec(groups: Sequence[Group], baseline: Baseline) -> SeccompSpec:
-    """The filters for the union of `groups` over `baseline`. Raises ValueError if two groups test
-    different arguments of one call: their union cannot be written soundly."""
+def seccomp_spec(groups: Sequence[Group], baseline: Baseline, *, jit: bool = False) -> SeccompSpec:
+    """The filters for the union of `groups` over `baseline`; with `jit`, written memory may become
+    code. Raises ValueError if two groups test different arguments of one call: their union cannot
+    be written soundly."""
     allowed = named_calls(groups)
     main: dict[str, SyscallRule] = {}
     for group in groups:
@@ -52,6 +53,8 @@ def seccomp_spec(groups: Sequence[Group], baseline: Baseline) -> SeccompSpec:
     refuse = list(_only(groups))
     limited = allowed_values(groups)
     for never in baseline.never:
+        if jit and never.unless_jit:
+            continue
         reason = f"baseline/{baseline.version} {never.id}: {never.why}"
         for call in sorted(set(never.calls) & allowed):
             for value in never.values:

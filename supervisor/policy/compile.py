@@ -346,7 +346,8 @@ class _Compiler:
                 self._fail(rule, "services-only", message, "only a service may have such a group")
             groups.append(group)
         try:
-            return seccomp_spec(groups, self.context.baseline), named_calls(groups)
+            jit = bool(self._of(model.Jit))
+            return seccomp_spec(groups, self.context.baseline, jit=jit), named_calls(groups)
         except ValueError as error:
             fix = "name groups that do not contradict each other"
             self._fail_policy("groups-clash", "allow.syscalls", str(error), fix)

@@ -54,6 +54,9 @@ CONSTANTS: dict[str, int] = {
     "CLONE_NEWUSER": 0x10000000,
     "CLONE_NEWPID": 0x20000000,
     "CLONE_NEWNET": 0x40000000,
+    # asm-generic/mman-common.h; both bits together are one value
+    "PROT_EXEC": 4,
+    "PROT_WRITE_EXEC": 2 | 4,
     # linux/stat.h
     "S_ISUID": 0o4000,
     "S_ISGID": 0o2000,

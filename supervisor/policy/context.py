@@ -142,7 +142,7 @@ def _devices(policies: Iterable[Policy], host: Host) -> dict[str, tuple[int, int
     for policy in policies:
         for rule in policy.allow:
             device = rule.permission
-            if not isinstance(device, Device) or device.path in found or host.tpm == "swtpm":
+            if not isinstance(device, Device) or device.path in found or host.tpm.mode == "swtpm":
                 continue
             try:
                 status = os.lstat(device.path)

@@ -157,6 +157,18 @@ class Table:
             return 0
         return int(value)
 
+    def integers(self, key: str, low: int, high: int, default: tuple[int, ...]) -> tuple[int, ...]:
+        """A list of different whole numbers from `low` to `high`, sorted."""
+        value = self._take(key, list, False)
+        if value is None:
+            return default
+        good = bool(value) and len(set(map(repr, value))) == len(value)
+        if not good or any(type(item) is not int or not low <= item <= high for item in value):
+            fix = f"list different numbers from {low} to {high}, such as [7, 11]"
+            self.fail("bad-value", key, f"{key} is no list of numbers", fix)
+            return default
+        return tuple(sorted(value))
+
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._take(key, bool, False)

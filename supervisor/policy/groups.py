@@ -34,7 +34,8 @@ class ArgumentSet:
     """One 32-bit argument of some calls. What `values` mean depends on where it stands:
 
     in a group: the only values allowed, all others get `action`;
-    in the baseline: values (or single bits, if `bits`) that get `action`.
+    in the baseline: values (or sets of bits, if `bits`) that get `action`, save where the policy
+    declares a just-in-time compiler and `unless_jit` stands.
     """
 
     id: str
@@ -45,6 +46,7 @@ class ArgumentSet:
     names: tuple[str, ...]
     action: str
     bits: bool = False
+    unless_jit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def _argument_set(table: Table, action: str, bits: bool) -> ArgumentSet:
     calls = table.strings("calls", _CALL, what="a system call name or #number")
     argument = table.integer("argument", 0, 5)
     names = table.words("values", CONSTANTS)
+    unless_jit = bits and table.has("unless") and table.choice("unless", ("jit",)) == "jit"
     found = ArgumentSet(
         table.rule,
         table.string("why"),
@@ -155,6 +158,7 @@ def _argument_set(table: Table, action: str, bits: bool) -> ArgumentSet:
         names,
         action,
         bits,
+        unless_jit,
     )
     table.finish()
     return found

@@ -83,8 +83,7 @@ def authority(plan: CompiledPolicy) -> set[tuple[object, ...]]:
     atoms |= {("model", model["name"]) for model in (plan.egress or {"models": []})["models"]}
     atoms |= {("route", route.protocol) for route in plan.routes}
     for call in {rule.call for rule in sandbox.seccomp.main}:
-        tested = {t.index for r in sandbox.seccomp.refuse if r.call == call for t in r.tests}
-        for value in ARGUMENTS if tested else [0]:
+        for value in ARGUMENTS:
             if verdict(sandbox.seccomp, call, [value] * 6) == "allow":
                 atoms.add(("call", call, value))
     return atoms
