@@ -1,4 +1,4 @@
-"""One workload's leaf in the cgroup v2 tree: limits, freeze, kill.
+"""The cgroups of all workloads, and one workload's leaf among them: limits, freeze, kill.
 
 Source: the kernel's Documentation/admin-guide/cgroup-v2.rst. Python's cgroupspy knows only v1.
 """
@@ -7,26 +7,51 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from sandbox import delegation
 from sandbox.errors import SandboxError
 from sandbox.plan import Limits
 
 
 def find_mount(mountinfo: str = "/proc/self/mountinfo") -> Path:
-    """The cgroup2 mount point (on a hybrid host that is not /sys/fs/cgroup itself).
+    """The cgroup2 mount point. Raises SandboxError `cgroup2_missing`."""
+    if (mount := delegation.mount_point(mountinfo)) is None:
+        raise SandboxError(
+            "cgroup2_missing",
+            "no cgroup v2 hierarchy is mounted",
+            "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 on /sys/fs/cgroup",
+        )
+    return Path(mount)
 
-    Raises SandboxError `cgroup2_missing`.
+
+def make_room(name: str) -> Path:
+    """Where the slice of all workloads belongs; `name` is for a tree that nobody else manages.
+
+    In a delegated subtree all processes in its root, which are ours, move to `main` first: a
+    cgroup that holds processes gives no controllers to those below it.
     """
-    for line in Path(mountinfo).read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        if rest.startswith("cgroup2 "):
-            return Path(fields.split()[4])
-    raise SandboxError(
-        "cgroup2_missing",
-        "no cgroup v2 hierarchy is mounted",
-        "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 on /sys/fs/cgroup",
-    )
+    given = delegation.delegated_subtree()
+    if given is None:
+        return find_mount() / name
+    root = Path(given)
+    main = root / "main"
+    main.mkdir(exist_ok=True)
+    while pids := (root / "cgroup.procs").read_text().split():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                (main / "cgroup.procs").write_text(pid)
+    _enable_controllers(root)
+    return root / "workloads"
+
+
+def _enable_controllers(path: Path) -> frozenset[str]:
+    """Let the cgroups below `path` have the controllers that it has itself; their names."""
+    found = frozenset((path / "cgroup.controllers").read_text().split())
+    if wanted := found & {"memory", "pids", "cpu", "io"}:
+        (path / "cgroup.subtree_control").write_text(" ".join(f"+{c}" for c in sorted(wanted)))
+    return found
 
 
 def limit_files(limits: Limits) -> dict[str, str]:
@@ -52,10 +77,7 @@ class Slice:
         path.mkdir(exist_ok=True)
         for left in path.glob("cell-*"):  # of a supervisor that was killed
             Leaf(left).destroy()
-        self.controllers = frozenset((path / "cgroup.controllers").read_text().split())
-        wanted = self.controllers & {"memory", "pids", "cpu", "io"}
-        if wanted:
-            (path / "cgroup.subtree_control").write_text(" ".join(f"+{c}" for c in sorted(wanted)))
+        self.controllers = _enable_controllers(path)
 
     def leaf(self) -> Leaf:
         """A new, empty leaf cgroup. It is numbered, not named: it exists before its workload is

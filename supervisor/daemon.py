@@ -11,7 +11,7 @@ import resource
 import socket
 import sys
 
-from sandbox import credentials, syscalls, zygote
+from sandbox import credentials, delegation, syscalls, zygote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _NEW = (
     syscalls.CLONE_NEWNS, syscalls.CLONE_NEWCGROUP, syscalls.CLONE_NEWUTS, syscalls.CLONE_NEWIPC,
     syscalls.CLONE_NEWUSER, syscalls.CLONE_NEWPID, syscalls.CLONE_NEWNET,
 )  # fmt: skip
+_SYSTEMD_RUN, _SCOPED = "/usr/bin/systemd-run", "ANCHORHOLD_SCOPED"
 # Ids of our own helpers, above every uid that policies can get from the range.
 _BROKER_ID, _RESOLVER_ID = 4095, 4094
 
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> int:
     if os.geteuid() != 0:
         print("anchorhold up: must be root: it makes cgroups and namespaces", file=sys.stderr)
         return 6
+    if delegation.systemd_runs() and delegation.delegated_subtree() is None:
+        return _in_a_scope(host_file)
     credentials.not_dumpable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
@@ -68,6 +71,27 @@ def main(argv: list[str]) -> int:
     from sandbox import broker  # only now: what is imported before is copied at every launch
 
     return _supervise(host_file, launcher, broker.fork())
+
+
+def _in_a_scope(host_file: str) -> int:
+    """Start anew in a scope whose cgroups are ours: above it systemd alone may write.
+
+    Returns only if that did not work.
+    """
+    if os.environ.get(_SCOPED):
+        print("anchorhold up: systemd made a scope without Delegate=", file=sys.stderr)
+        return 1
+    os.environ[_SCOPED] = "1"
+    wanted = ("--scope", "--quiet", "--collect", "--slice=anchorhold.slice")
+    program = (sys.executable, "-IS", sys.argv[0], "up", "--host-file", host_file)
+    try:
+        os.execv(  # noqa: S606 - a fixed program, no shell
+            _SYSTEMD_RUN, (_SYSTEMD_RUN, *wanted, "--property=Delegate=yes", "--", *program)
+        )
+    except OSError as error:
+        print(f"anchorhold up: {_SYSTEMD_RUN}: {error.strerror}", file=sys.stderr)
+        print("  to do: start it as a service: systemctl start anchorhold", file=sys.stderr)
+    return 1
 
 
 def _host_file(words: list[str]) -> str | None:

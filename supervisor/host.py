@@ -75,6 +75,17 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class Tpm:
+    """Which TPM, and the PCRs that a new vault is bound to.
+
+    `mode`: "device", "swtpm", or "auto": the device where there is one.
+    """
+
+    mode: str = "auto"
+    pcrs: tuple[int, ...] = (7,)
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """One host file. `denials`: the costlier probe that reports refused calls may be attached."""
 
@@ -82,7 +93,7 @@ class Host:
     paths: Paths
     id_base: int
     waivers: tuple[Waiver, ...]
-    tpm: str
+    tpm: Tpm
     listen: str
     origins: tuple[str, ...]
     denials: bool
@@ -179,12 +190,13 @@ def _waiver(table: Table) -> Waiver:
     return waiver
 
 
-def _tpm(table: Table | None) -> str:
+def _tpm(table: Table | None) -> Tpm:
     if table is None:
-        return "auto"
+        return Tpm()
     mode = table.choice("mode", ("auto", "device", "swtpm"))
+    pcrs = table.integers("pcrs", 0, 23, Tpm().pcrs)
     table.finish()
-    return mode
+    return Tpm(mode, pcrs)
 
 
 def _gateway(table: Table) -> tuple[str, tuple[str, ...]]:

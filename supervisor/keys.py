@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from supervisor.egress import Egress
@@ -33,10 +34,20 @@ class VaultRefused(Exception):
         self.fix = fault.fix
 
 
+@dataclass(frozen=True, slots=True)
+class TpmUse:
+    """How the helper reaches the TPM (`device` or `socket:/PATH`) and binds a new vault to it."""
+
+    where: str
+    pcrs: tuple[int, ...]
+    allow_software: bool
+    secure_boot: bool
+
+
 class Keys:
     """The verbs of the vault. Each runs the helper once; each may raise VaultRefused."""
 
-    def __init__(self, one_shot: OneShot, tpm: str, plain_memory: bool) -> None:
+    def __init__(self, one_shot: OneShot, tpm: TpmUse, plain_memory: bool) -> None:
         self._one_shot = one_shot
         self._tpm = tpm
         self._plain_memory = plain_memory
@@ -45,7 +56,9 @@ class Keys:
         """The vault's public status; makes an empty vault on the first start."""
         status = await self.status()
         if status.get("problem") == Fault.VAULT_ABSENT.name:
-            await self._run("init", result=True)
+            words = ["--pcrs", ",".join(map(str, self._tpm.pcrs))]
+            words += ["--allow-software-tpm"] if self._tpm.allow_software else []
+            await self._run("init", *words, result=True)
             status = await self.status()
         return status
 
@@ -88,7 +101,8 @@ class Keys:
     ) -> dict[str, Any]:
         # "--" would end the options, so that a name such as "--dir" could only be a name; the
         # helper's own pattern refuses it anyway.
-        words = (verb, "--tpm", self._tpm, *arguments)
+        boot = ("--secure-boot",) if self._tpm.secure_boot else ()
+        words = (verb, "--tpm", self._tpm.where, *boot, *arguments)
         if not result:
             self._check(await self._one_shot(HELPER, words, dict(extra or {})))
             return {}

@@ -69,7 +69,7 @@ def _tpm(of: Supervisor) -> dict[str, Any]:
     level = of.vault.get("level") or {}
     software = of.host_tpm_is_software
     return {
-        "mode": "software" if software else "hardware",
+        "mode": "software" if software else "device",
         "level": level.get("code", "unknown"),
         "note": "A software TPM protects nothing against root."
         if software

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from probes import events
 from proxy.audit import AuditLog, AuditUnwritable
 from sandbox.broker import BrokerHandle
-from sandbox.cgroup import Slice, find_mount
+from sandbox.cgroup import Slice, make_room
 from sandbox.launcher import Launcher
 from supervisor import doctor
 from supervisor.callers import EGRESS
@@ -25,7 +25,7 @@ from supervisor.channels import Channels
 from supervisor.descriptors import Outfitter, listen
 from supervisor.egress import Egress
 from supervisor.host import Host
-from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, VaultRefused, public_keys
+from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, TpmUse, VaultRefused, public_keys
 from supervisor.lifecycle import Lifecycle, StartError, no_policy
 from supervisor.loading import load_policies
 from supervisor.policy.plans import CompiledPolicy
@@ -63,7 +63,7 @@ class Supervisor:
         # Named by the whole path of the run directory, of which there is one: no other supervisor
         # may take the cgroups of this one for its own.
         name = host.paths.run.strip("/").replace("/", "-")
-        self.slice = Slice(find_mount() / name)
+        self.slice = Slice(make_room(name))
         self.launcher = Launcher(zygote, self.run_directory / "stage")
         self.watching = Watching(
             self.run_directory / "bpf", self.slice, self._noticed, host.denials
@@ -85,7 +85,7 @@ class Supervisor:
         self.workloads = {
             id_: Workload(compiled)
             for id_, compiled in self.compiled.items()
-            if id_ not in _ONE_SHOTS
+            if id_ not in _ONE_SHOTS and (id_ != SOFTWARE_TPM or self.host_tpm_is_software)
         }
         self.lifecycle = Lifecycle(self)
         self._trials = 0
@@ -240,9 +240,9 @@ class Supervisor:
     @property
     def host_tpm_is_software(self) -> bool:
         """Whether the embedded software TPM serves this host."""
-        if self.host.tpm == "auto":
+        if self.host.tpm.mode == "auto":
             return not Path("/dev/tpmrm0").exists()
-        return self.host.tpm == "swtpm"
+        return self.host.tpm.mode == "swtpm"
 
     def record(self, event: str, workload: str, verdict: str, **more: object) -> None:
         """One line of the supervisor's own audit log. Raises AuditUnwritable."""
@@ -255,10 +255,15 @@ class Supervisor:
         except AuditUnwritable as error:
             print(f"{event} {workload} {verdict} {more}: {error}", file=sys.stderr)
 
-    def _tpm(self) -> str:
-        if self.host_tpm_is_software:
-            return f"socket:/run/anchorhold/{SOFTWARE_TPM}.sock"
-        return "device"
+    def _tpm(self) -> TpmUse:
+        tpm, software = self.host.tpm, self.host_tpm_is_software
+        return TpmUse(
+            f"socket:/run/anchorhold/{SOFTWARE_TPM}.sock" if software else "device",
+            tpm.pcrs,
+            # "device" is the administrator's word: in a virtual machine that one is software too.
+            allow_software=software or tpm.mode == "device" or "software-tpm" in self.waived,
+            secure_boot=doctor.secure_boot() == "on",
+        )
 
     def _append(self, name: str) -> int:
         path = self.state / name
