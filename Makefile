@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python3
 HOST := policies/hosts/demo.toml
 
-.PHONY: help setup demo test unit host bench lint format locks clean
+.PHONY: help setup demo test unit host bench lint format locks deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: setup ## let ruff put the code in order
 
 locks: setup ## resolve packaging/locks/*.in anew
 	@packaging/lock.sh
+
+deb: ## Debian packages in dist/SUITE (SUITE=bookworm or trixie)
+	@packaging/deb.sh
 
 clean: ## remove what setup and the tests made inside the tree
 	@rm -rf .runtime .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
