@@ -1,7 +1,8 @@
-"""`make demo`: real messages through every layer, the evidence, six attacks. Exit 0: all held.
+"""`demo`: real messages through every layer, the evidence, six attacks. Exit 0: all held.
 
-Root starts the supervisor and asks it for evidence. Whatever came out of a workload (replies, logs,
-the words of an attacker) is only looked at by a child that became nobody first.
+Root starts a supervisor, or takes the one that runs, and asks it for evidence. Whatever came out
+of a workload (replies, logs, the words of an attacker) is only looked at by a child that became
+nobody first.
 """
 
 from __future__ import annotations
@@ -28,35 +29,49 @@ from supervisor.control import ControlError, call
 from supervisor.host import Host, load_host
 
 APP = Path(__file__).resolve().parents[2]
-MAIL = APP / "tests" / "mail"
+MAIL = Path(__file__).parent / "mail"
 KEY_NAME, PRACTICE, INTRUDED = "practice", "model.practice", "adapter.rest"
 _START_TIME = 60.0
 # Of its own, so that what a daily supervisor keeps is neither judged nor touched.
 PLACE = Path("/run/anchorhold-demo")
 
 
-def main(host_file: str) -> int:
-    """Run the whole scene; 0 only if every layer held and every attack was refused."""
-    installed = _installed(Path(host_file))
-    host = load_host(installed)
+def main(host_file: str, running: bool = False) -> int:
+    """Run the whole scene; 0 only if every layer held and every attack was refused.
+
+    `running`: with the supervisor of `host_file`, which must be up; else with one of its own.
+    """
     say = _Progress()
-    say(f"starting the supervisor with the policies in {host.paths.policies}")
-    supervisor = None
     try:
-        supervisor = _Running(host, installed)
-        return _scene(host, supervisor, say)
+        if running:
+            host = load_host(host_file)
+            return _scene(host, _Supervisor(host), say)
+        return _on_its_own(Path(host_file), say)
     except ControlError as error:
         terminal.complain(str(error), error.fix)
         return 1
+
+
+def _on_its_own(template: Path, say: Callable[[str], None]) -> int:
+    installed = _installed(template)
+    host = load_host(installed)
+    say(f"starting the supervisor with the policies in {host.paths.policies}")
+    supervisor = None
+    try:
+        supervisor = _Child(host, installed)
+        return _scene(host, supervisor, say)
     finally:
         if supervisor is not None:
             supervisor.stop()
         shutil.rmtree(PLACE, ignore_errors=True)
 
 
-def _scene(host: Host, supervisor: _Running, say: Callable[[str], None]) -> int:
+def _scene(host: Host, supervisor: _Supervisor, say: Callable[[str], None]) -> int:
     from supervisor.demo import auditor, client
 
+    # An older supervisor's records are not judged, and its model forgets what it was asked.
+    earlier = {name: len(text) for name, text in _written(host).items()}
+    supervisor.ask("restart", {"workload": PRACTICE})
     status = supervisor.ask("status")
     say(f"TPM: {status['tpm']['mode']}, level {status['tpm']['level']}. {status['tpm']['note']}")
     for gap in status["degraded"]:
@@ -87,9 +102,10 @@ def _scene(host: Host, supervisor: _Running, say: Callable[[str], None]) -> int:
         key=key,
         key_sha256=hashlib.sha256(key.encode()).hexdigest(),
         mails=mails,
-        written=_written(host),
+        written={name: text[earlier.get(name, 0) :] for name, text in _written(host).items()},
         environments=_environments(status),
         attacks=attacks,
+        denials=host.denials,
         model=_socket_inside(_pid_of(status, PRACTICE)),
     )
     held.append(_as_nobody(lambda: auditor.judge(found)))
@@ -98,19 +114,34 @@ def _scene(host: Host, supervisor: _Running, say: Callable[[str], None]) -> int:
     return 0 if all(held) else 1
 
 
-class _Running:
-    """The supervisor as a child process."""
+class _Supervisor:
+    """A supervisor that runs, as its administrator reaches it."""
+
+    def __init__(self, host: Host) -> None:
+        self._control = Path(host.paths.run) / "control.sock"
+
+    def ask(self, verb: str, arguments: dict[str, Any] | None = None, *fds: int) -> Any:
+        """One control request."""
+        return call(self._control, verb, arguments, fds)
+
+    def add_key(self, name: str, key: str) -> None:
+        """Hand a key over by a pipe, as `keys add` does."""
+        reading, writing = os.pipe()
+        os.write(writing, key.encode())
+        os.close(writing)
+        try:
+            self.ask("keys.add", {"name": name}, reading)
+        finally:
+            os.close(reading)
+
+
+class _Child(_Supervisor):
+    """One of our own."""
 
     def __init__(self, host: Host, host_file: Path) -> None:
-        self._control = Path(host.paths.run) / "control.sock"
-        program = [
-            sys.executable,
-            "-IS",
-            str(APP / "supervisor"),
-            "up",
-            "--host-file",
-            str(host_file),
-        ]
+        super().__init__(host)
+        program = [sys.executable, "-IS", str(APP / "supervisor"), "up"]
+        program += ["--host-file", str(host_file)]
         self._process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)  # noqa: S603
         self._wait_ready()
 
@@ -126,20 +157,6 @@ class _Running:
             raise ControlError(
                 "not_started", f"the supervisor ended with {code}", "its words: above"
             )
-
-    def ask(self, verb: str, arguments: dict[str, Any] | None = None, *fds: int) -> Any:
-        """One control request."""
-        return call(self._control, verb, arguments, fds)
-
-    def add_key(self, name: str, key: str) -> None:
-        """Hand a key over by a pipe, as `keys add` does."""
-        reading, writing = os.pipe()
-        os.write(writing, key.encode())
-        os.close(writing)
-        try:
-            self.ask("keys.add", {"name": name}, reading)
-        finally:
-            os.close(reading)
 
     def stop(self) -> None:
         """SIGTERM, then wait."""
@@ -167,7 +184,7 @@ def _installed(template: Path) -> Path:
     text = template.read_text()
     paths = {
         "app": APP,
-        "runtime": APP / ".runtime",
+        "runtime": runtime if (runtime := APP / ".runtime").exists() else APP.parent / "runtime",
         "policies": APP / "policies",
         "run": PLACE,
         "state": PLACE / "state",
@@ -186,7 +203,7 @@ def _address(host: Host) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
-def _attack(host: Host, supervisor: _Running, port: int) -> dict[str, tuple[str, bytes, bytes]]:
+def _attack(host: Host, supervisor: _Supervisor, port: int) -> dict[str, tuple[str, bytes, bytes]]:
     """Every attempt inside a sandbox and, as control, outside: how it ended and what it said."""
     from supervisor.demo.auditor import ATTEMPTS
 

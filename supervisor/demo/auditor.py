@@ -41,6 +41,7 @@ class Found:
     written: dict[str, bytes]
     environments: dict[str, bytes]
     attacks: dict[str, tuple[str, bytes, bytes]]
+    denials: bool
     model: socket.socket
 
 
@@ -158,8 +159,11 @@ def _attacks(found: Found) -> list[tuple[str, str, str, str, str]]:
             and record.get("call") == called
         ]
         told = f"{event} {called} ({seen[-1]['reason']})" if seen else "NO EVENT"
+        recorded = bool(seen)
+        if event == "denied" and not found.denials:
+            told, recorded = "not recorded: [probes] denials is false", not seen
         works = b"succeeded" in control
-        good = bool(re.search(answer, how)) and "succeeded" not in how and bool(seen) and works
+        good = bool(re.search(answer, how)) and "succeeded" not in how and recorded and works
         how += "" if works else "; NOT TESTABLE: fails outside too"
         rows.append((name, layer, how, told, "PASS" if good else "FAIL"))
     return rows

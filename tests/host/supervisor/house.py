@@ -32,7 +32,7 @@ from supervisor.cli.send import over_rest, over_websocket
 from supervisor.control import call
 
 ROOT = Path(__file__).resolve().parents[3]
-MAIL = (ROOT / "tests/mail/ordinary.eml").read_text()
+MAIL = (ROOT / "supervisor/demo/mail/ordinary.eml").read_text()
 READY = 60.0
 _number = itertools.count()
 _T = TypeVar("_T")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 APP = Path(__file__).resolve().parents[3]
-MAIL = APP / "tests" / "mail"
+MAIL = APP / "supervisor" / "demo" / "mail"
 TOKEN = "anchorhold-placeholder-" + "0123456789abcdef" * 2
 
 
