@@ -51,14 +51,11 @@ unchanged() {
 # field NAME [ROOT]: what an os-release file says.
 field() { sed -n "s/^$1=//p" "${2:-}/etc/os-release" | tr -d '"'; }
 
-# The mirrors that this machine's apt uses, as sources for the wanted suite.
+# Where this machine's apt gets its own suite from, as sources for the wanted one.
 apt_sources() {
     # shellcheck disable=SC2016  # for apt to expand
-    repositories=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sort -u)
-    for kind in debian debian-security; do
-        mirror=$(printf '%s\n' "$repositories" | grep -E "/$kind/?\$" | head -n 1) || continue
-        [ "$kind" = debian ] && echo "deb $mirror $suite main" || echo "deb $mirror $suite-security main"
-    done
+    apt-get indextargets --format 'deb $(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
+        sed -nE "s/ $own_suite(-updates|-security)? main\$/ $suite\1 main/p" | sort -u
 }
 
 # A tar file of a root of the suite with what the build needs; made once, named by its content.
@@ -68,7 +65,7 @@ other_root() {
     wanted=$(sed -n 's/^Build-Depends: *//p' packaging/debian/control | sed 's/([^)]*)//g; s/:any//g; s/ //g')
     wanted=$(echo "$wanted" | sed 's/debhelper-compat/debhelper/'),build-essential
     lines=$(apt_sources)
-    [ -n "$lines" ] || fail "apt knows no Debian mirror" "Name one in /etc/apt/sources.list, then: apt-get update"
+    [ -n "$lines" ] || fail "apt knows no archive of $own_suite" "Check /etc/apt/sources.list*, then: apt-get update"
     root_tar=$cache/buildroots/$suite-$(printf '%s\n' "$suite" "$wanted" "$lines" | sha256sum | cut -c1-16).tar
     [ ! -e "$root_tar" ] || return 0
     say "a root of $suite: making it ..."
