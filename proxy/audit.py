@@ -1,10 +1,13 @@
 """The audit log of one proxy: one JSON line per record, one write per line, or an exception.
 
-Callers fail closed: a request whose record cannot be written is refused.
+Callers fail closed: a request whose record cannot be written is refused. A record is safe from the
+death of the process at once, from a power cut when `settled` returns or `settle` has.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 from datetime import UTC, datetime
@@ -27,6 +30,8 @@ class AuditLog:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._torn = False
+        self._written = self._durable = 0  # records
+        self._settling: asyncio.Future[None] | None = None
 
     def write(self, **record: object) -> None:
         """Write one record; `time` (UTC, microseconds) is added when absent, None is left out.
@@ -50,3 +55,32 @@ class AuditLog:
             self._torn = self._torn or written > 0
             raise AuditUnwritable("The audit log took only a part of a record.")
         self._torn = False
+        self._written += 1
+
+    def settle(self) -> None:
+        """Wait until every record written so far is on the disk. Raises AuditUnwritable."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a pipe: whoever reads it keeps it
+                raise AuditUnwritable(f"The audit log failed: {error.strerror}.") from error
+
+    async def settled(self) -> None:
+        """The same without holding up the event loop; one fdatasync(2) serves all who wait."""
+        wanted = self._written
+        while self._durable < wanted:
+            await asyncio.shield(self._settle_soon())
+
+    def settle_soon(self) -> None:
+        """Begin to settle; nobody waits. A failure shows when somebody does, or writes."""
+        self._settle_soon().add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _settle_soon(self) -> asyncio.Future[None]:
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.ensure_future(self._in_a_thread())
+        return self._settling
+
+    async def _in_a_thread(self) -> None:
+        covered = self._written
+        await asyncio.get_running_loop().run_in_executor(None, self.settle)
+        self._durable = covered

@@ -118,11 +118,23 @@ class Outfitter:
             )
 
     def append(self, name: str) -> int:
-        """An append-only file below the state directory, for root and nobody else to read."""
-        path = self._state / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(path, flags, 0o600)
+        """See `append_to`; `name` is below the state directory."""
+        return append_to(self._state / name)
+
+
+def append_to(path: Path) -> int:
+    """An append-only file for root and nobody else to read. A line that a power cut left without
+    its end is ended, so that it spoils no other."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    reading = os.open(path, os.O_RDWR | flags, 0o600)
+    try:
+        end = os.fstat(reading).st_size
+        if end and os.pread(reading, 1, end - 1) != b"\n":
+            os.write(reading, b"\n")
+    finally:
+        os.close(reading)
+    return os.open(path, os.O_WRONLY | flags, 0o600)
 
 
 def listen(address: str) -> socket.socket:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import signal
 import socket
 import sys
@@ -22,7 +21,7 @@ from supervisor import doctor
 from supervisor.callers import EGRESS
 from supervisor.cells import Cells
 from supervisor.channels import Channels
-from supervisor.descriptors import Outfitter, listen
+from supervisor.descriptors import Outfitter, append_to, listen
 from supervisor.egress import Egress
 from supervisor.host import Host
 from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, TpmUse, VaultRefused, public_keys
@@ -56,7 +55,7 @@ class Supervisor:
             name.removeprefix("cgroup:") for name in waived if name.startswith("cgroup:")
         )
         self.waived = waived
-        self.audit = AuditLog(self._append("audit/supervisor.jsonl"))
+        self.audit = AuditLog(append_to(self.state / "audit/supervisor.jsonl"))
         self.compiled, self.policy_errors = load_policies(host)
         for error in self.policy_errors:
             self.record("policy", error.file, "refused", reason=str(error))
@@ -247,6 +246,7 @@ class Supervisor:
     def record(self, event: str, workload: str, verdict: str, **more: object) -> None:
         """One line of the supervisor's own audit log. Raises AuditUnwritable."""
         self.audit.write(hop="supervisor", event=event, workload=workload, verdict=verdict, **more)
+        self.audit.settle()
 
     def note(self, event: str, workload: str, verdict: str, **more: object) -> None:
         """The same for what has happened anyhow: a full disk must not stop the mending."""
@@ -264,11 +264,6 @@ class Supervisor:
             allow_software=software or tpm.mode == "device" or "software-tpm" in self.waived,
             secure_boot=doctor.secure_boot() == "on",
         )
-
-    def _append(self, name: str) -> int:
-        path = self.state / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def may_run(self, workload: Workload) -> bool:
         """Whether those whom this workload may not run without are there: the egress proxy for who

@@ -150,6 +150,8 @@ class Gateway:
         with self._admission.hold(claims.sub):
             try:
                 ledger.admitted(self._audit)
+                # A power cut must not lose the record of what was carried on.
+                await self._audit.settled()
             except AuditUnwritable:
                 raise refusal.audit_unwritable() from None
             return await self._carry(client, parsed, target, upgrade, claims, ledger)
@@ -231,6 +233,7 @@ class Gateway:
             return
         try:
             ledger.ended(self._audit, verdict, reason)
+            self._audit.settle_soon()
         except AuditUnwritable as error:
             _complain(error)  # it was admitted on record; the next one will be refused
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import socket
 import struct
@@ -16,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from proxy import launch
-from proxy.audit import AuditLog, AuditUnwritable
 from proxy.dial import Broker, DialError, Status
 from proxy.errors import LaunchError
 
@@ -90,64 +87,6 @@ def test_config_that_is_too_large_or_unreadable() -> None:
     with pytest.raises(LaunchError, match="cannot be read"):
         launch.read_config(read)
     os.close(write)
-
-
-# --- audit
-
-
-def test_keys_come_in_the_order_of_the_contract(tmp_path: Path) -> None:
-    path = tmp_path / "audit"
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    AuditLog(fd).write(
-        status=200, verdict="allowed", rule={"file": "a"}, event="request", hop="gateway",
-        request="00", workload="adapter.rest", reason=None, text="line\nbreak\u202e",
-    )  # fmt: skip
-    os.close(fd)
-    (line,) = path.read_bytes().splitlines()
-    assert line.isascii()
-    record = json.loads(line)
-    assert list(record) == [
-        "time", "hop", "event", "request", "workload", "verdict", "rule", "status", "text"
-    ]  # fmt: skip
-    assert record["text"] == "line\nbreak\u202e"
-    assert len(record["time"]) == len("2026-11-23T02:03:04.567890Z")
-    assert record["time"].endswith("Z")
-
-
-def test_a_full_disk_is_an_error() -> None:
-    fd = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(AuditUnwritable, match="No space"):
-        AuditLog(fd).write(event="request")
-    os.close(fd)
-
-
-def test_a_record_that_is_not_json_is_an_error_without_its_content(tmp_path: Path) -> None:
-    fd = os.open(tmp_path / "audit", os.O_WRONLY | os.O_CREAT)
-    for value in (b"sensitive", float("nan"), object()):
-        with pytest.raises(AuditUnwritable) as caught:
-            AuditLog(fd).write(event="request", value=value)
-        assert "sensitive" not in str(caught.value)
-    assert (tmp_path / "audit").read_bytes() == b""
-    os.close(fd)
-
-
-def test_a_short_write_is_an_error_and_the_next_line_is_whole() -> None:
-    left, right = socket.socketpair()  # takes a part of what does not fit
-    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    left.setblocking(False)
-    log = AuditLog(left.fileno())
-    with pytest.raises(AuditUnwritable, match="part"):
-        log.write(event="big", text="x" * 1_000_000)
-    right.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while right.recv(65536):
-            pass
-    log.write(event="small")
-    data = right.recv(65536)
-    assert data.startswith(b"\n")
-    assert json.loads(data)["event"] == "small"
-    left.close()
-    right.close()
 
 
 # --- dial
