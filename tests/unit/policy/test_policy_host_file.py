@@ -37,6 +37,12 @@ def test_an_expired_waiver_waives_nothing(text: str) -> None:
     assert "cgroup:pids" not in host.waived(date(2026, 2, 1))
 
 
+def test_a_vault_is_bound_to_the_pcrs_that_are_named(text: str) -> None:
+    assert parse_host(text.encode()).tpm.pcrs == (7,)
+    more = parse_host(text.replace('mode = "auto"', 'mode = "device"\npcrs = [11, 7]').encode())
+    assert (more.tpm.mode, more.tpm.pcrs) == ("device", (7, 11))
+
+
 def test_a_foreign_upstream_is_https(text: str) -> None:
     added = '\n[[upstream]]\nname = "real"\nhost = "api.example.org"\ncredential = "real"\n'
     real = parse_host((text + added).encode()).upstream("real")
@@ -56,6 +62,10 @@ def test_a_foreign_upstream_is_https(text: str) -> None:
         ('run      = "/run/', 'run      = "/run/../', "bad-value", "paths.run"),
         ("base = 1879050000", "base = 0", "out-of-range", "ids.base"),
         ('mode = "auto"', 'mode = "maybe"', "bad-value", "tpm.mode"),
+        ('mode = "auto"', 'mode = "auto"\npcrs = []', "bad-value", "tpm.pcrs"),
+        ('mode = "auto"', 'mode = "auto"\npcrs = [7, 24]', "bad-value", "tpm.pcrs"),
+        ('mode = "auto"', 'mode = "auto"\npcrs = [7, 7]', "bad-value", "tpm.pcrs"),
+        ('mode = "auto"', 'mode = "auto"\npcrs = [true]', "bad-value", "tpm.pcrs"),
         ('"127.0.0.1:8443"\norigins', '"127.0.0.999:8443"\norigins', "bad-value", "gateway.listen"),
         ('"127.0.0.1:8443"\norigins', '"127.0.0.1:0"\norigins', "bad-value", "gateway.listen"),
         ('["http://127.0.0.1:8443"]', '["*"]', "bad-value", "gateway.origins"),
