@@ -3,11 +3,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python3
 HOST := policies/hosts/demo.toml
+# What the VM tier and its packages need besides; only root can install it, or run that tier.
+MACHINE := $(shell [ "$$(id -u)" -ne 0 ] || echo build vm)
 
-.PHONY: help setup demo test unit host bench lint format locks deb clean
+.PHONY: help setup demo test unit host bench lint format locks deb vm-test vm-shell clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Debian packages and the two virtual environments (root where packages are missing)
 	@packaging/setup.sh
@@ -15,7 +17,9 @@ setup: ## Debian packages and the two virtual environments (root where packages 
 demo: setup ## the whole thing once: messages, evidence, attacks (root)
 	@packaging/anchorhold --host-file $(HOST) demo
 
-test: setup ## every tier this machine can run, one closing line per tier
+test: ## every tier this machine can run, one closing line per tier
+	@packaging/setup.sh run test $(MACHINE)
+	@$(if $(MACHINE),packaging/deb.sh)
 	@$(PYTHON) -m tests
 
 unit: setup ## the unit tier alone: anywhere, any user
@@ -23,6 +27,15 @@ unit: setup ## the unit tier alone: anywhere, any user
 
 host: setup ## the host tier alone: real sandboxes on this kernel (root)
 	@$(PYTHON) -m tests host
+
+vm-test: deb ## the VM tier alone: a real Debian with a TPM, in QEMU (root; SUITE=trixie)
+	@packaging/setup.sh run test build vm
+	@$(PYTHON) -m tests.vm.image
+	@$(PYTHON) -m tests vm
+
+vm-shell: ## a shell in a fresh machine of that tier (root; SUITE=trixie, SNAPSHOT=installed)
+	@packaging/setup.sh run test vm
+	@$(PYTHON) -m tests.vm.shell
 
 bench: setup ## figures as ratios within one run (root)
 	@$(PYTHON) -m tests.bench
@@ -37,6 +50,7 @@ locks: setup ## resolve packaging/locks/*.in anew
 	@packaging/lock.sh
 
 deb: ## Debian packages in dist/SUITE (SUITE=bookworm or trixie)
+	@packaging/setup.sh run test build
 	@packaging/deb.sh
 
 clean: ## remove what setup and the tests made inside the tree

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Makes a Debian 12 machine ready to run and test this tree. It installs the packages listed in
-# packaging/debian-packages.txt and makes two virtual environments of hash-pinned wheels:
+# setup.sh [PROFILE...]: makes a Debian 12 machine ready to run and test this tree. It installs the
+# packages that packaging/debian-packages.txt lists under the profiles (run and test, if none is
+# named) and makes two virtual environments of hash-pinned wheels:
 #   .runtime  isolated: only what runs inside the sandboxes, which see it read-only
 #   .venv     sees Debian's packages too: the same wheels plus the tools that test and check
 # Nothing else on the machine changes. Run again, it finds its stamps and ends at once.
@@ -17,6 +18,7 @@ export PATH
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_BINARY VIRTUAL_ENV || true
 
 application="assistant probes proxy sandbox supervisor"
+profiles=${*:-run test}
 cache="$root/.cache"
 log="$cache/setup.log"
 began=$(date +%s)
@@ -73,10 +75,16 @@ headers_package() {
     fi
 }
 
+# profile_packages PROFILE < LIST: the first words of the lines in the section of that profile.
+profile_packages() {
+    awk -v title="[$1]" '/^#/ { here = ($NF == title) } /^[^#]/ && here { print $1 }'
+}
+
 wanted_packages() {
-    sed -e 's/#.*//' packaging/debian-packages.txt | while read -r name _; do
+    for profile in $profiles; do
+        profile_packages "$profile" <packaging/debian-packages.txt
+    done | sort -u | while read -r name; do
         case $name in
-            "") ;;
             linux-headers)
                 # Asking apt is slow; installed headers of either kind are the answer already.
                 for headers in "linux-headers-$(uname -r)" "linux-headers-$(dpkg --print-architecture)"; do
@@ -244,6 +252,10 @@ compile_application() {
 if [ ! -w "$root" ] || { [ -e "$cache" ] && [ ! -w "$cache" ]; }; then
     fail "$(id -un) cannot write to $root" "Run as the owner of the tree: $(stat -c %U "$root")"
 fi
+for profile in $profiles; do
+    [ -n "$(profile_packages "$profile" <packaging/debian-packages.txt)" ] ||
+        fail "there is no profile $profile" "packaging/debian-packages.txt names them in brackets."
+done
 mkdir -p "$cache"
 exec 9>"$cache/setup.lock"
 flock 9

@@ -18,16 +18,26 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.vm import places
+from tests.vm.failures import RigFailure
+from tests.vm.programs import PACKAGES, need
+
 TESTS = Path(__file__).resolve().parent
+
+# An image, its snapshots, and the packages they are made of.
+MACHINES_GIB = 6.0
 
 
 @dataclass(frozen=True)
 class Tier:
-    """One folder of tests; `minutes` bounds the whole of it, `root` says that it needs uid 0."""
+    """One folder of tests; `minutes` bounds the whole of it, `root` says that it needs uid 0,
+    `machine` that it boots virtual machines, `target` what make calls it if not by its name."""
 
     name: str
     minutes: int
     root: bool = False
+    machine: bool = False
+    target: str = ""
 
 
 TIERS = (
@@ -35,7 +45,7 @@ TIERS = (
     Tier("host", minutes=25, root=True),
     Tier("attacks", minutes=10, root=True),
     Tier("browser", minutes=10),
-    Tier("vm", minutes=30),
+    Tier("vm", minutes=40, root=True, machine=True, target="vm-test"),
 )
 
 
@@ -56,9 +66,24 @@ def present(tier: Tier, tests: Path = TESTS) -> bool:
 def obstacle(tier: Tier) -> str | None:
     """Why this tier cannot run here, with what would help; None if it can."""
     if tier.root and os.geteuid() != 0:
-        return f"needs root: sudo make {tier.name}"
+        return f"needs root: sudo make {tier.target or tier.name}"
+    if tier.machine:
+        return machine_obstacle()
     if tier.root and " - cgroup2 " not in Path("/proc/self/mountinfo").read_text():
         return "no cgroup v2 is mounted here (a container without its own?)"
+    return None
+
+
+def machine_obstacle() -> str | None:
+    """What keeps virtual machines from this machine: a program, or room for images."""
+    try:
+        for program in PACKAGES:
+            need(program)
+        cache = places.cache()
+        cache.mkdir(parents=True, exist_ok=True)
+        places.need_space(cache, MACHINES_GIB, "the VM tier")
+    except RigFailure as failure:
+        return " ".join(str(failure).split())
     return None
 
 

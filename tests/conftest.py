@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-ROOT_TIERS = ("host", "attacks")
+# Root tiers, by the make target that runs them.
+ROOT_TIERS = {"host": "host", "attacks": "attacks", "vm": "vm-test"}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -25,8 +26,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         tier = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
         if tier in ROOT_TIERS:
             raise pytest.UsageError(
-                f"tests/{tier} makes real sandboxes and needs root (you are uid {os.geteuid()}).\n"
-                f"Run: sudo make {tier}, or the unit tier alone: make unit"
+                f"tests/{tier} makes real sandboxes or machines: it needs root (uid 0).\n"
+                f"Run: sudo make {ROOT_TIERS[tier]}, or the unit tier alone: make unit"
             )
 
 

@@ -22,7 +22,7 @@ TOP = "assistant|docs|packaging|policies|probes|proxy|sandbox|supervisor|tests"
 
 def targets(makefile: str) -> set[str]:
     """The targets of a Makefile."""
-    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
 def verbs(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -35,7 +35,7 @@ def verbs(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
 
 def unknown_make_targets(text: str, makefile: str) -> set[str]:
     """Targets that a text tells people to make and that do not exist."""
-    named = re.findall(r"(?:^|`|sudo )make ([a-z]+)\b", text, re.MULTILINE)
+    named = re.findall(r"(?:^|`|sudo )make ([a-z]+(?:-[a-z]+)*)\b", text, re.MULTILINE)
     return set(named) - targets(makefile)
 
 

@@ -69,3 +69,43 @@ def test_a_wheel_that_runs_at_every_start_is_refused(name: str, tmp_path: Path) 
     refused = refuse_start_hooks(tmp_path)
     assert refused.returncode == 1
     assert name in refused.stderr
+
+
+LIST = """# Packages. Each section is a profile, named in brackets.
+
+# To run [run]
+python3      interpreter
+
+# To boot a machine [vm]
+qemu-system  the machine
+"""
+
+
+def profile_packages(profile: str, listed: str) -> list[str]:
+    """The function of that name in packaging/setup.sh, run on a list."""
+    script = (ROOT / "packaging/setup.sh").read_text()
+    found = re.search(r"^profile_packages\(\) {\n.*?^}\n", script, re.MULTILINE | re.DOTALL)
+    assert found
+    command = ["/bin/sh", "-euc", f'{found[0]}\nprofile_packages "$1"', "sh", profile]
+    done = subprocess.run(command, input=listed, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_a_profile_is_its_section_and_nothing_else() -> None:
+    assert profile_packages("run", LIST) == ["python3"]
+    assert profile_packages("vm", LIST) == ["qemu-system"]
+    assert profile_packages("nothing", LIST) == []
+
+
+def test_running_the_demo_does_not_install_a_virtual_machine() -> None:
+    listed = (ROOT / "packaging/debian-packages.txt").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    assert "qemu-system-x86" in profile_packages("vm", listed)
+    assert "python3-seccomp" in profile_packages("run", listed)
+    script = (ROOT / "packaging/setup.sh").read_text()
+    default = re.search(r"^profiles=\$\{\*:-([a-z ]+)\}$", script, re.M)
+    assert default
+    for profile in default[1].split():
+        assert not [name for name in profile_packages(profile, listed) if "qemu" in name]
+    assert re.search(r"^setup: .*\n\t@packaging/setup.sh$", makefile, re.M)
+    assert re.search(r"^demo: setup ", makefile, re.M)
