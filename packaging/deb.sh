@@ -74,6 +74,7 @@ other_root() {
         --aptopt='APT::Install-Recommends "0"' --aptopt='Acquire::Languages "none"' \
         "$suite" "$work/root.tar" - || fail "mmdebstrap could not make a root of $suite" \
         "Check the network, and that /usr/share/keyrings has the key of $suite (debian-archive-keyring)."
+    rm -f "$cache/buildroots/$suite-"*.tar # of other mirrors or packages: half a gigabyte each
     mv "$work/root.tar" "$root_tar.new"
     mv "$root_tar.new" "$root_tar"
 }
@@ -120,13 +121,21 @@ fetch_wheels() {
 
 # --- in order --------------------------------------------------------------------------------------------
 
+case $suite in *[!a-z]*) fail "SUITE=$suite is no name of a Debian release" ;; esac
+for tool in git perl unshare dpkg-parsechangelog dpkg-buildpackage; do
+    command -v "$tool" >/dev/null || fail "$tool is missing" \
+        "Install what packaging/debian-packages.txt lists under \"To build packages\"."
+done
 git ls-files --error-unmatch packaging/deb.sh >/dev/null 2>&1 ||
     fail "this is no git clone of the project, or git refuses to read it" \
         "git says what belongs to the tree; see: git status"
 own_suite=$(field VERSION_CODENAME)
 mkdir -p dist
 exec 9>dist/.lock
-flock 9
+flock --nonblock 9 || {
+    say "waiting for another build in this tree"
+    flock 9
+}
 left_out
 input=$({ echo "$suite"; pack; } | sha256sum | cut -d' ' -f1)
 if unchanged "$input"; then
