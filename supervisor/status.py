@@ -50,7 +50,10 @@ def _degraded(of: Supervisor, workloads: list[dict[str, Any]]) -> list[dict[str,
         {"guarantee": f"workload {w['id']}", "why": why} for w in workloads if (why := _wrong(w))
     ]
     if problem := of.vault.get("problem"):
-        found.append({"guarantee": "vault", "why": str(problem)})
+        # The helper's detail: which PCR it was, and its old and new values.
+        detail = of.vault.get("detail")
+        why = f"{problem} ({detail})" if detail else str(problem)
+        found.append({"guarantee": "vault", "why": why, "fix": str(of.vault.get("fix", ""))})
     found += [{"guarantee": "policy", "why": str(error)} for error in of.policy_errors]
     return found
 
@@ -71,6 +74,7 @@ def _tpm(of: Supervisor) -> dict[str, Any]:
     return {
         "mode": "software" if software else "device",
         "level": level.get("code", "unknown"),
+        "pcrs": (of.vault.get("vault") or {}).get("pcrs", []),
         "note": "A software TPM protects nothing against root."
         if software
         else f"Does not stop: {level.get('does_not_stop', 'unknown')}",
@@ -96,6 +100,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
         "pid": running.pid if running else None,
         "uid": plan.uid,
         "restarts": workload.restarts,
+        "last_end": workload.last_end,
         "since": workload.since,
         "rss": memory,
         "frozen": frozen,

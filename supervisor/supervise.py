@@ -192,7 +192,8 @@ class Supervisor:
             self.note("unlock", EGRESS, "refused", reason=str(error))
             self.vault |= {"problem": f"locked: {error}", "fix": getattr(error, "fix", "")}
         else:
-            self.vault.pop("problem", None)
+            for told in ("problem", "detail", "fix"):
+                self.vault.pop(told, None)
 
     async def reopen(self) -> None:
         """The software TPM was started again: what waited for it goes on."""

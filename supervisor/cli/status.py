@@ -34,8 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"Anchorhold {status['version']}: {'DEGRADED' if degraded else status['state']}")
     for each in degraded:
         say(f"  DEGRADED  {each['guarantee']}: {each['why']}")
+        if each.get("fix"):
+            say(f"            to do: {each['fix']}")
     tpm = status["tpm"]
-    say(f"  TPM: {tpm['mode']}, {tpm['level']}. {tpm['note']}")
+    bound = f"PCR {', '.join(map(str, tpm['pcrs']))}" if tpm["pcrs"] else "no PCR"
+    say(f"  TPM: {tpm['mode']}, {tpm['level']}, bound to {bound}. {tpm['note']}")
     say(f"  probes: {_probes(status['probes'])}")
     columns = [name for name in _COLUMNS if width() >= _WIDE or name not in _ONLY_WHEN_WIDE]
     rows = [_row(workload) for workload in status["workloads"]]
@@ -43,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     for workload in status["workloads"]:
         if workload["error"]:
             say(f"  {workload['id']}: {workload['error']}")
+        elif workload["state"] == "running" and workload["last_end"]:
+            say(f"  {workload['id']}: started again after {workload['last_end']}")
     if arguments.layers:
         for workload in status["workloads"]:
             layers(workload["id"], workload["layers"])

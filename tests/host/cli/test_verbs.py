@@ -15,8 +15,12 @@ LAYER = {"layer": "seccomp", "promised": "2 filters", "evidence": "Seccomp: 2", 
 STATUS = {
     "version": "0.1.0",
     "state": "degraded",
-    "degraded": [{"guarantee": "cgroup:memory", "why": "hybrid host"}],
-    "tpm": {"mode": "software", "level": "pcr", "note": "It protects nothing against root."},
+    "degraded": [
+        {"guarantee": "cgroup:memory", "why": "hybrid host"},
+        {"guarantee": "vault", "why": "PCR_CHANGED (PCR 11: 00 -> 01)", "fix": "make a new one"},
+    ],
+    "tpm": {"mode": "software", "level": "T0", "pcrs": [7, 11],
+            "note": "It protects nothing against root."},
     "probes": {"ok": True, "abi": 1, "workloads": {
         "adapter.rest": {"seen": 3, "suppressed": 1, "lost": 0},
         "executor.main": {"seen": 2, "suppressed": 0, "lost": 5},
@@ -24,9 +28,10 @@ STATUS = {
     "workloads": [
         {"id": "adapter.rest", "kind": "adapter", "state": "running", "pid": 42, "uid": 1879050003,
          "restarts": 1, "since": 1.0, "rss": 17_000_000, "error": None, "layers": [LAYER],
+         "last_end": "signal SIGKILL",
          "policy": {"file": "adapter-rest.toml", "version": 3, "digest": "ab" * 32}},
         {"id": "executor.main", "kind": "executor", "state": "failed", "pid": None,
-         "uid": 1879050004, "restarts": 0, "since": 1.0, "rss": None,
+         "uid": 1879050004, "restarts": 0, "since": 1.0, "rss": None, "last_end": "exit code 1",
          "error": "no \x1b[31mpython", "layers": [],
          "policy": {"file": "executor-main.toml", "version": 1, "digest": "cd" * 32}},
     ],
@@ -49,9 +54,12 @@ def test_status_shows_workloads_and_says_degraded(place):
     assert done.returncode == exits.OK, done.stderr
     for words in ("DEGRADED", "cgroup:memory: hybrid host", "adapter.rest", "running", "16.2 MiB",
                   "adapter-rest.toml v3 abababababab", "1 PASS", "Seccomp: 2",
-                  "It protects nothing against root.",
+                  "vault: PCR_CHANGED (PCR 11: 00 -> 01)", "to do: make a new one",
+                  "TPM: software, T0, bound to PCR 7, 11. It protects nothing against root.",
+                  "adapter.rest: started again after signal SIGKILL\n",
                   "probes: watching, 6 events, 5 lost\n"):  # fmt: skip
         assert words in done.stdout
+    assert done.stdout.count("started again") == 1, "not of one that does not run"
     assert "\x1b" not in done.stdout, "no escape sequence of an error text reaches the terminal"
     assert "no \\x1b[31mpython" in done.stdout
 
