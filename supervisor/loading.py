@@ -44,6 +44,11 @@ def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyErr
         file.flush()
         os.fsync(file.fileno())  # or a power cut could leave an empty file in place of the old one
     temporary.replace(memory)
+    folder = os.open(memory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)  # before files are given to uids that only this memory knows
+    finally:
+        os.close(folder)
     for plan in compiled.values():
         if plan.state_directory:
             path = Path(plan.state_directory)
