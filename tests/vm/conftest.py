@@ -13,7 +13,7 @@ from typing import Literal
 import pluggy
 import pytest
 
-from tests.vm import accelerator, image, places
+from tests.vm import accelerator, image, places, uki
 from tests.vm.machine import COMMAND_LINE, Firmware, Machine, Start
 from tests.vm.snapshot import Snapshots
 
@@ -105,6 +105,18 @@ def cold(
         if boot:
             machine.boot()
         return machine
+
+    return make
+
+
+@pytest.fixture
+def unified(snapshots: Snapshots, folders: Callable[[], Path]) -> Callable[..., Path]:
+    """Makes unified kernel images: `unified(command_line=..., signed=False)`."""
+
+    def make(command_line: str = COMMAND_LINE, signed: bool = True) -> Path:
+        folder = folders()
+        image = uki.build(snapshots.image, folder / "unsigned.efi", command_line)
+        return uki.sign(image, folder / "signed.efi") if signed else image
 
     return make
 
