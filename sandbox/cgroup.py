@@ -143,6 +143,14 @@ class Leaf:
         """The pids in the leaf, host view."""
         return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
 
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed in it because of memory.max; False where that is waived."""
+        events = self.path / "memory.events"
+        if not events.exists():
+            return False
+        return dict(line.split() for line in events.read_text().splitlines())["oom_kill"] != "0"
+
     def _event(self, name: str) -> str:
         for line in (self.path / "cgroup.events").read_text().splitlines():
             key, value = line.split()

@@ -23,14 +23,17 @@ from supervisor.egress import Egress, EgressRefused
 from supervisor.keys import SOFTWARE_TPM
 from supervisor.policy.compile import with_words
 from supervisor.policy.plans import CompiledPolicy
-from supervisor.watching import READER
+from supervisor.watching import LOADER, READER
 from supervisor.workload import Workload
 
 if TYPE_CHECKING:
     from supervisor.supervise import Supervisor
 
 _STOP_TIME = 3.0
-
+_HELPER_TIME = 60.0
+# A second or two on a quiet PC, but a minute was seen on a busy machine that emulates its processor,
+# and without the probes nothing runs. Below the unit's TimeoutStartSec.
+_COMPILE_TIME = 200.0
 _RECORD_AGAIN = 5.0  # seconds until a start is tried again that could not be recorded
 
 StartError = (SandboxError, ProbeError, EgressRefused, OSError)
@@ -119,9 +122,7 @@ class Lifecycle:
             for fd in extra.values():
                 os.close(fd)
 
-    async def one_shot(
-        self, id_: str, verbs: tuple[str, ...], extra: Mapping[str, int], timeout: float = 60.0
-    ) -> int:
+    async def one_shot(self, id_: str, verbs: tuple[str, ...], extra: Mapping[str, int]) -> int:
         """Run a service to its end; its exit code, or 128 + signal. One at a time of each.
 
         `verbs` are a verb and options that its policy names; `extra` its descriptors.
@@ -137,7 +138,8 @@ class Lifecycle:
         with self._callers.output(compiled) as stdio:
             async with self._turns.setdefault(id_, asyncio.Lock()):
                 running = await cells.launch(compiled, plan, stdio, extra=extra)
-                code, number = await cells.to_its_end(running, timeout)
+                seconds = _COMPILE_TIME if id_ == LOADER else _HELPER_TIME
+                code, number = await cells.to_its_end(running, seconds)
         return 128 + number if number else code
 
     async def try_out(
@@ -222,8 +224,8 @@ class Lifecycle:
         code, number = await asyncio.shield(running.exited)
         if workload.running is not running:
             return  # stop() settled it
+        how = workload.last_end = _how(code, number, running)
         self._settle(workload, running)
-        how = f"signal {signal.Signals(number).name}" if number else f"exit code {code}"
         self._of.note("exit", workload.id, "failed" if code else "allowed", reason=how)
         if workload.state == "quarantined" or not workload.wanted:
             return
@@ -280,6 +282,17 @@ class Lifecycle:
             of.egress = None
         if workload.id == READER:
             of.watching.detach_reader()
+
+
+def _how(code: int, number: int, running: Running) -> str:
+    """How a process ended; its cgroup, which is still there, tells whose the signal was."""
+    if not number:
+        return f"exit code {code}"
+    how = f"signal {signal.Signals(number).name}"
+    with suppress(OSError):  # it tells nothing, and what follows must not depend on it
+        if running.leaf.out_of_memory:
+            how += f": it needed more memory than its limit of {running.plan.limits.memory} bytes"
+    return how
 
 
 def _listening(pid: int) -> set[int]:

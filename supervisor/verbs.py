@@ -64,6 +64,7 @@ class _Verbs:
     async def _restart(self, workload: Workload) -> None:
         await self._of.lifecycle.stop(workload)
         workload.crashes.forget()
+        workload.last_end = None
         workload.restarts += 1
         await self._of.lifecycle.start(workload)
 

@@ -47,6 +47,7 @@ class Workload:
     running: Running | None = None
     error: str | None = None
     restarts: int = 0
+    last_end: str | None = None  # how its last process ended that nobody had asked to end
     since: float = field(default_factory=time.time)
     findings: list[Finding] = field(default_factory=list)
     crashes: Crashes = field(default_factory=Crashes)
