@@ -56,7 +56,7 @@ class Cell:
 
     def do(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """Run one coroutine function to its end."""
-        return self.loop.run_until_complete(asyncio.wait_for(step(*arguments), 20))
+        return self.loop.run_until_complete(asyncio.wait_for(step(*arguments), 60))
 
     def run(self, code: str, *mounts: Any, **changes: Any) -> Result:
         """Run Python `code` under the plan with `mounts` added and `changes` made."""

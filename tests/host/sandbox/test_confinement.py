@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import credentials
+from sandbox import credentials, syscalls
 from sandbox.plan import Bind
 from tests.host.sandbox.conftest import PYTHON, Cell
 
@@ -111,7 +111,10 @@ def test_workload_reaches_no_service_of_the_host(cell: Cell) -> None:
         code = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 3)\nprint('in')"
         assert outside(code) == "in"
         result = cell.run(code)
-        assert "PermissionError" in result.out  # Landlock: this port is not the policy's
+        # Landlock: this port is not the policy's. Its fourth version (Linux 6.7) is the first to
+        # know ports; before, the layer below stands alone.
+        by_port = syscalls.landlock_abi() >= 4
+        assert ("PermissionError" if by_port else "ConnectionRefusedError") in result.out
         # The layer below holds alone: with the port allowed, its own empty loopback answers.
         refused = cell.run(code, tcp_connect=(port,))
         assert "ConnectionRefusedError" in refused.out
