@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _STOP_TIME = 3.0
 _HELPER_TIME = 60.0
-# A second or two on a quiet PC, but a minute was seen on a busy machine that emulates its processor,
+# A second or two on a quiet PC; a minute was seen on a busy machine that emulates its processor,
 # and without the probes nothing runs. Below the unit's TimeoutStartSec.
 _COMPILE_TIME = 200.0
 _RECORD_AGAIN = 5.0  # seconds until a start is tried again that could not be recorded
