@@ -148,6 +148,11 @@ def listen(address: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, int(port)))
-    listening.listen(128)
+    try:
+        listening.bind((host, int(port)))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        fix = "end what listens there, or name another address as gateway.listen in the host file"
+        raise OSError(error.errno, f"{error.strerror}: {fix}", address) from None
     return listening

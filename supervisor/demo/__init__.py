@@ -53,6 +53,12 @@ def main(host_file: str, running: bool = False) -> int:
 
 
 def _on_its_own(template: Path, say: Callable[[str], None]) -> int:
+    if _answers(load_host(template)):
+        raise ControlError(
+            "runs_already",
+            f"a supervisor with the paths of {template} runs already",
+            "play with that one: anchorhold demo --running; or stop it first",
+        )
     installed = _installed(template)
     host = load_host(installed)
     say(f"starting the supervisor with the policies in {host.paths.policies}")
@@ -112,6 +118,14 @@ def _scene(host: Host, supervisor: _Supervisor, say: Callable[[str], None]) -> i
     verdict = "every layer held" if all(held) else "SOMETHING DID NOT HOLD"
     say(f"{verdict}; state {status['state'].upper()}")
     return 0 if all(held) else 1
+
+
+def _answers(host: Host) -> bool:
+    try:
+        call(Path(host.paths.run) / "control.sock", "status")
+    except ControlError as error:
+        return error.code != "not_running"
+    return True
 
 
 class _Supervisor:
