@@ -13,7 +13,7 @@ from supervisor.descriptors import append_to, listen
 def test_a_taken_address_is_told_with_what_to_do() -> None:
     with listen("127.0.0.1:0") as first:
         taken = f"127.0.0.1:{first.getsockname()[1]}"
-        with pytest.raises(OSError, match="gateway.listen in the host file"):
+        with pytest.raises(OSError, match=r"gateway\.listen in the host file"):
             listen(taken)
     listen(taken).close()
 
