@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 # How long the channel stays silent before it looks whether the machine still lives, in seconds.
 WATCH = 0.25
@@ -50,8 +50,7 @@ class Channel:
             except ConnectionResetError:
                 chunk = b""
             if not chunk:
-                self._watch()
-                raise ChannelLost("QEMU closed the command channel")
+                self._closed()
             *whole, rest = chunk.split(b"\n")
             for line in whole:
                 self._lines.append(b"".join([*self._parts, line]))
@@ -59,6 +58,13 @@ class Channel:
             self._parts.append(rest)
         message: dict[str, Any] = json.loads(self._lines.pop(0))
         return message
+
+    def _closed(self) -> NoReturn:
+        """Raise; with QEMU's own reason, once it has ended for good."""
+        for _ in range(20):
+            self._watch()
+            time.sleep(0.1)
+        raise ChannelLost("QEMU closed the command channel")
 
     def _send(self, message: dict[str, Any], deadline: float) -> None:
         data = memoryview(json.dumps(message).encode() + b"\n")
@@ -70,8 +76,7 @@ class Channel:
             except TimeoutError:
                 self._watch()
             except (BrokenPipeError, ConnectionResetError):
-                self._watch()
-                raise ChannelLost("QEMU closed the command channel") from None
+                self._closed()
 
     def await_boot(self, seconds: float) -> None:
         """Wait until an agent says hello from another boot than the last one. Raises TooSlow."""
