@@ -13,7 +13,9 @@ from typing import Literal
 import pluggy
 import pytest
 
-from tests.vm import accelerator, image, places, uki
+from tests.vm import accelerator, image, places
+from tests.vm.firmware import signed as sign
+from tests.vm.firmware import unified_image
 from tests.vm.machine import COMMAND_LINE, Firmware, Machine, Start
 from tests.vm.snapshot import Snapshots
 
@@ -115,8 +117,8 @@ def unified(snapshots: Snapshots, folders: Callable[[], Path]) -> Callable[..., 
 
     def make(command_line: str = COMMAND_LINE, signed: bool = True) -> Path:
         folder = folders()
-        image = uki.build(snapshots.image, folder / "unsigned.efi", command_line)
-        return uki.sign(image, folder / "signed.efi") if signed else image
+        image = unified_image(snapshots.image, command_line, folder / "unsigned.efi")
+        return sign(image, folder / "signed.efi") if signed else image
 
     return make
 

@@ -70,5 +70,5 @@ def test_secure_boot_takes_a_signed_image_and_refuses_an_unsigned_one(
         machine.boot(seconds=60, kernel=unified(signed=False))
     since = machine.console().rpartition("Power down")[2]
     assert "Linux version" not in since
-    # The firmware went on to its next choice, the network: it read the image and would not start it.
+    # The same firmware, disk and kernel; only the signature is missing. It tries the network next.
     assert "Start PXE" in since, since
