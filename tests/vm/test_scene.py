@@ -1,0 +1,58 @@
+"""The whole scene of the main job, played on the service that systemd runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm.installed import START_TIME, WORKLOADS, shared, wait_until_well
+from tests.vm.machine import Machine
+from tests.vm.snapshot import Snapshots
+
+LAYERS = 15
+ATTACKS = ("files", "network", "ptrace", "mount", "dns", "websocket")
+PROMISES = 11  # of "The way of the messages"
+
+
+@pytest.fixture(scope="module")
+def machine(request: pytest.FixtureRequest, snapshots: Snapshots) -> Iterator[Machine]:
+    """The installed service, running."""
+    with shared(request, snapshots) as machine:
+        yield machine
+
+
+def play(machine: Machine) -> list[str]:
+    """The demo on the running service: the rows of its tables."""
+    done = machine.run("anchorhold demo --running", timeout=400)
+    print(f"demo: {done.seconds:.0f} s")
+    assert "every layer held; state RUNNING" in done.stdout
+    rows = re.findall(r"^ +(.*?) +(PASS|FAIL|DEGRADED)\s*$", done.stdout, re.MULTILINE)
+    wrong = [text for text, verdict in rows if verdict != "PASS"]
+    assert wrong == []
+    assert len(rows) == len(WORKLOADS) * LAYERS + len(ATTACKS) + PROMISES, done.stdout
+    return [text for text, _ in rows]
+
+
+def attacks(rows: list[str]) -> dict[str, str]:
+    """The row of each attack, by its name: no other row begins with one of these words alone."""
+    return {name: next(r for r in rows if re.match(rf"{name}  +\S", r)) for name in ATTACKS}
+
+
+def test_messages_pass_and_every_attack_is_refused(machine: Machine) -> None:
+    found = attacks(play(machine))
+    for name in ("files", "network", "dns"):
+        assert "not recorded: [probes] denials is false" in found[name]
+
+
+def test_with_denials_every_attack_is_on_record(machine: Machine) -> None:
+    machine.run("sed -i 's/^denials = false$/denials = true/' /etc/anchorhold/host.toml")
+    machine.run("systemctl restart anchorhold", timeout=START_TIME)
+    wait_until_well(machine)
+    found = attacks(play(machine))
+    for name, event in (
+        ("files", "denied openat"), ("network", "denied connect"), ("ptrace", "sigsys ptrace"),
+        ("mount", "sigsys mount"), ("dns", "denied connect"), ("websocket", "gateway record"),
+    ):  # fmt: skip
+        assert event in found[name]
