@@ -19,9 +19,7 @@ from supervisor.control import ControlError, call
 
 UNIT = Path("/sys/fs/cgroup/anchorhold.slice/anchorhold.service")
 SOCKET = Path("/run/anchorhold/control.sock")
-OURS = (
-    b"/usr/lib/anchorhold/app/supervisor\0up\0"  # forks of the supervisor that became nothing yet
-)
+OURS = b"/usr/lib/anchorhold/app/supervisor\0up\0"  # forks of it, before their own program
 
 Known = dict[tuple[int, str], str]
 

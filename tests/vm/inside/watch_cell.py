@@ -1,4 +1,4 @@
-"""watch_cell.py WORD SECONDS: the kernel's counts for the cell in which a program has that argument.
+"""watch_cell.py WORD SECONDS: the kernel's counts for the cell of a program with that argument.
 
 Prints JSON: wall and processor time between two looks, how often it was throttled, how many forks
 were refused, the most processes seen, and its user id.
