@@ -162,6 +162,8 @@ def _attacks(found: Found) -> list[tuple[str, str, str, str, str]]:
         recorded = bool(seen)
         if event == "denied" and not found.denials:
             told, recorded = "not recorded: [probes] denials is false", not seen
+        elif event == "denied" and "ECONNREFUSED" in how:
+            told, recorded = "nothing was refused: its own empty loopback answered", not seen
         works = b"succeeded" in control
         good = bool(re.search(answer, how)) and "succeeded" not in how and recorded and works
         how += "" if works else "; NOT TESTABLE: fails outside too"
