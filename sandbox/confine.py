@@ -26,11 +26,12 @@ _NAMESPACE_LIMITS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"
 
 
 class Sync:
-    """The child's line to the zygote: one SEQPACKET message per step that needs an answer."""
+    """The child's two lines, SEQPACKET: one to the supervisor, which says what to become and when
+    to start, and one to the zygote, which writes its id map."""
 
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
-        self.fd = line.fileno()
+    def __init__(self, supervisor: int, zygote: int) -> None:
+        self._job = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, supervisor)
+        self.supervisor, self.zygote = supervisor, zygote
         self.step = "start"
 
     def at(self, step: str) -> None:
@@ -43,39 +44,42 @@ class Sync:
         getppid() is 0 in a new pid namespace and tells nothing; a hang-up on the line does.
         """
         line = select.poll()
-        line.register(self.fd, 0)
+        line.register(self.zygote, 0)
         if line.poll(0):
             os._exit(125)
 
     def wait_for_job(self) -> tuple[Job, list[int]]:
         """What to become, and the descriptors for it: stdin (-1: /dev/null), stdout, stderr, ..."""
-        kind, fds, _, _ = socket.recv_fds(self._line, 16, 64, socket.MSG_CMSG_CLOEXEC)
+        kind, fds, _, _ = socket.recv_fds(self._job, 16, 64, socket.MSG_CMSG_CLOEXEC)
         if not kind:
             os._exit(125)
         packed, *handed = fds
         job = Job.unpack(os.pread(packed, os.fstat(packed).st_size, 0))
         return job, [-1, *handed] if kind == b"n" else handed
 
-    def tell(self, message: bytes) -> None:
+    def tell(self, line: int, message: bytes) -> None:
         """Say `message` and go on."""
-        os.write(self.fd, message)
+        os.write(line, message)
 
-    def ask(self, message: bytes, expected: bytes) -> None:
-        """Say `message`; go on only when the answer is `expected`. EOF: the zygote is gone."""
-        os.write(self.fd, message)
-        if os.read(self.fd, 16) != expected:
+    def expect(self, line: int, answer: bytes) -> None:
+        """Go on only when `answer` comes. End of file: whoever should give it is gone."""
+        if os.read(line, 16) != answer:
             os._exit(125)
 
 
-def run_child(line: socket.socket, stage: str) -> None:
-    """Confine and execute; never returns. A failure is reported as b"E" step NUL reason."""
-    sync = Sync(line)
+def run_child(supervisor: int, zygote: int, stage: str) -> None:
+    """Confine and execute; never returns. A failure is reported as b"E" step NUL reason.
+
+    `supervisor`, `zygote`: descriptors of the lines to them.
+    """
+    sync = Sync(supervisor, zygote)
     try:
         root = prepare(stage, sync)
         confine(*sync.wait_for_job(), root, sync)
     except BaseException as error:
         try:
-            os.write(sync.fd, f"E{sync.step}\0{type(error).__name__}: {error}".encode()[:1024])
+            text = f"E{sync.step}\0{type(error).__name__}: {error}"
+            os.write(sync.supervisor, text.encode()[:1024])
         finally:
             os._exit(126)
 
@@ -94,9 +98,8 @@ def prepare(stage: str, sync: Sync) -> mounts.Root:
     _write("/proc/self/comm", "anchor-cell")
 
     at("inherited descriptors")
-    # The zygote's lines to the supervisor and to its other children are not for us.
-    syscalls.close_range(3, sync.fd - 1)
-    syscalls.close_range(sync.fd + 1)
+    # The zygote's line to the supervisor and those to its other children are not for us.
+    syscalls.close_all_but(sync.supervisor, sync.zygote)
 
     at("process group and keyring")
     # The zygote's session has no terminal, and who does not lead a session can never get one
@@ -158,7 +161,8 @@ def confine(job: Job, fds: list[int], root: mounts.Root, sync: Sync) -> None:
         # Last of all namespaces, so that no capability in it counts for the others; and before the
         # drops below, because it refills every set and clears securebits.
         syscalls.unshare(syscalls.CLONE_NEWUSER)
-        sync.ask(b"U", b"u")  # the zygote writes setgroups, uid_map and gid_map
+        # The zygote writes setgroups, uid_map and gid_map while we go on to where they are needed.
+        sync.tell(sync.zygote, marshal.dumps((job.uid, job.gid)))
         at("nested namespaces")
         for kind in _NAMESPACE_LIMITS:
             _write(f"max_{kind}_namespaces", "0", directory=sysctl)  # CVE-2022-0185
@@ -170,6 +174,8 @@ def confine(job: Job, fds: list[int], root: mounts.Root, sync: Sync) -> None:
         credentials.raise_ambient(job.capabilities)
     credentials.drop_bounding(job.capabilities, job.last_capability)
     credentials.lock_securebits()
+    if job.user_namespace:
+        sync.expect(sync.zygote, b"u")
     credentials.become(job.uid, job.gid)
     credentials.set_capabilities(job.capabilities)
 
@@ -190,13 +196,14 @@ def confine(job: Job, fds: list[int], root: mounts.Root, sync: Sync) -> None:
 
     at("seccomp")
     # Said before the filters, which forbid asking; the supervisor looks at us while they load.
-    sync.tell(b"C" + marshal.dumps(_report()))
+    sync.tell(sync.supervisor, b"C" + marshal.dumps(_report()))
     for program in job.seccomp:
         syscalls.seccomp_load(program)
 
     at("execute")
     # "Ready" is said with the filter already in force; "go" comes after the verification.
-    sync.ask(b"R", b"g")
+    sync.tell(sync.supervisor, b"R")
+    sync.expect(sync.supervisor, b"g")
     syscalls.execveat(executable, job.argv, job.environment)
 
 
@@ -227,13 +234,14 @@ def _arrange_descriptors(
     if fds[0] == -1:
         fds[0] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     high = 256  # above every target number, so that no dup2 overwrites a source
-    held = [_dup_above(fd, high) for fd in (*fds, executable, sysctl, sync.fd)]
+    ours = (executable, sysctl, sync.supervisor, sync.zygote)
+    held = [_dup_above(fd, high) for fd in (*fds, *ours)]
     for number, fd in enumerate(held):
         # Ours are close-on-exec; all others are really closed below (CVE-2024-21626).
         os.dup2(fd, number, inheritable=number < len(fds))
     syscalls.close_range(len(held))
-    sync.fd = len(fds) + 2
-    return len(fds), len(fds) + 1
+    executable, sysctl, sync.supervisor, sync.zygote = range(len(fds), len(held))
+    return executable, sysctl
 
 
 def _dup_above(fd: int, minimum: int) -> int:

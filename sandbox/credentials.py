@@ -44,9 +44,8 @@ def not_dumpable() -> None:
 
 def drop_bounding(keep: int, last: int) -> None:
     """Remove every capability but `keep` from the bounding set."""
-    for capability in range(last + 1):
-        if not keep & (1 << capability):
-            syscalls.prctl(_PR_CAPBSET_DROP, capability)
+    drop = [capability for capability in range(last + 1) if not keep & (1 << capability)]
+    syscalls.prctl_each(_PR_CAPBSET_DROP, drop)
 
 
 def lock_securebits() -> None:

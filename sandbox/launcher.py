@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import marshal
 import os
+import signal
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +27,64 @@ _LAUNCH_TIME = 10.0  # seconds for all steps; they take milliseconds
 
 
 class Cell:
-    """A process in a leaf of its own and in new namespaces, not yet told what to become."""
+    """A process in a leaf of its own and in new namespaces, not yet told what to become.
 
-    def __init__(self, number: int, leaf: Leaf, loop: asyncio.AbstractEventLoop) -> None:
+    `line` leads to it, SEQPACKET, until it executes its program:
+      to it    b"j" or (its stdin is /dev/null) b"n" + [job memfd, (stdin,) stdout, stderr, ...]; b"g"
+      from it  b"C" report, b"R" when it is ready, b"E" step NUL reason; end of file: it executes
+    """
+
+    def __init__(
+        self, number: int, leaf: Leaf, line: socket.socket, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.number = number
         self.leaf = leaf
+        self.line = line
         self.name = "spare cell"  # until it is told what to become
         self.spawned: asyncio.Future[tuple[int, int, int]] = loop.create_future()
         self.confined: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.running: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[tuple[int, int]] = loop.create_future()
+        self._loop = loop
+        line.setblocking(False)
+        loop.add_reader(line.fileno(), self.hear)
+
+    def hear(self) -> None:
+        """Take what it has said so far."""
+        while self.line.fileno() != -1:
+            try:
+                message = self.line.recv(4096)
+            except BlockingIOError:
+                return
+            except OSError:  # killed with our last message unread
+                message = b""
+            kind = message[:1]
+            if kind == b"C":
+                _settle(self.confined, marshal.loads(message[1:]))  # noqa: S302 - our own child
+            elif kind == b"R":
+                _settle(self.ready, None)
+            elif kind == b"E":
+                step, _, reason = message[1:].decode(errors="replace").partition("\0")
+                self.fail(LaunchFailed(self.name, step, reason))
+            else:
+                self.hang_up()
+                _settle(self.running, None)
+
+    def tell(self, message: bytes, fds: list[int] | None = None) -> None:
+        """Say something to it. If it is dead, its exit says so."""
+        with suppress(OSError):
+            socket.send_fds(self.line, [message], fds or [])
+
+    def hang_up(self) -> None:
+        """Close the line. Who still waits for a word on it ends."""
+        if self.line.fileno() != -1:
+            self._loop.remove_reader(self.line.fileno())
+            self.line.close()
 
     def close(self) -> None:
         """Close its descriptors, also those still under way."""
+        self.hang_up()
         self.spawned.add_done_callback(_close_spawned)
 
     def fail(self, error: Exception) -> None:
@@ -96,12 +142,18 @@ class Launcher:
     def spawn(self, leaf: Leaf) -> Cell:
         """A process in `leaf` that waits to be told what to become; it may wait for long."""
         self._number += 1
-        cell = self._cells[self._number] = Cell(self._number, leaf, self._loop)
         fd = leaf.open()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        cell = self._cells[self._number] = Cell(self._number, leaf, ours, self._loop)
         try:
-            self._say(("spawn", cell.number, str(self._stage)), [fd])
+            order = ("spawn", cell.number, str(self._stage))
+            socket.send_fds(self._control, [marshal.dumps(order)], [fd, theirs.fileno()])
+        except OSError as error:
+            cell.close()
+            raise _lost() from error
         finally:
             os.close(fd)
+            theirs.close()
         return cell
 
     async def launch(
@@ -117,8 +169,8 @@ class Launcher:
         job = kept[1] if kept else self._pack(plan)
         outside = [fd for fd in stdio if fd != -1]
         try:
-            message = ("launch", cell.number, plan.uid, plan.gid, stdio[0] == -1)
-            self._say(message, [job, *outside, *(fds[name] for name in plan.fds)])
+            kind = b"n" if stdio[0] == -1 else b"j"
+            cell.tell(kind, [job, *outside, *(fds[name] for name in plan.fds)])
         finally:
             if not kept:
                 os.close(job)
@@ -133,12 +185,15 @@ class Launcher:
     async def release(self, running: Running) -> None:
         """Let the workload execute its first instruction. Raises LaunchFailed if exec fails."""
         await asyncio.shield(running.cell.ready)
-        self._say(("release", running.cell.number))
+        running.cell.tell(b"g")
         await asyncio.shield(running.cell.running)
 
     def abort(self, cell: Cell) -> None:
-        """Kill a cell that was never released."""
-        self._say(("abort", cell.number))
+        """Kill a cell that was never released; or at its next word, if it is not there yet."""
+        cell.hang_up()
+        if cell.spawned.done() and not cell.spawned.exception():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(cell.spawned.result()[1], signal.SIGKILL)
 
     def prepare(self, plan: SandboxPlan) -> None:
         """Compile `plan` once for all its launches; a plan not prepared is compiled each time."""
@@ -151,12 +206,6 @@ class Launcher:
         fd = os.memfd_create("job", os.MFD_CLOEXEC)
         os.write(fd, job.pack())
         return fd
-
-    def _say(self, message: tuple[Any, ...], fds: list[int] | None = None) -> None:
-        try:
-            socket.send_fds(self._control, [marshal.dumps(message)], fds or [])
-        except OSError as error:
-            raise _lost() from error
 
     def _receive(self) -> None:
         while True:
@@ -180,13 +229,6 @@ class Launcher:
     def _handle(self, kind: str, cell: Cell, rest: list[Any], fds: list[int]) -> None:
         if kind == "spawned":
             cell.spawned.set_result((rest[0], *fds))
-        elif kind == "confined":
-            cell.confined.set_result(rest[0])
-        elif kind == "ready":
-            cell.ready.set_result(None)
-        elif kind == "running":
-            if not cell.running.done():
-                cell.running.set_result(None)
         elif kind == "failed":
             step, reason = rest
             cell.fail(LaunchFailed(cell.name, step, reason))
@@ -194,11 +236,17 @@ class Launcher:
                 cell.exited.set_result((-1, 0))
                 del self._cells[cell.number]
         elif kind == "exit":
-            code, signal = rest
-            reason = f"exit code {code}, signal {signal}"
+            cell.hear()  # its last words
+            code, number = rest
+            reason = f"exit code {code}, signal {number}"
             cell.fail(LaunchFailed(cell.name, "execute", reason))
-            cell.exited.set_result((code, signal))
+            cell.exited.set_result((code, number))
             del self._cells[cell.number]
+
+
+def _settle(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():  # failed already, and the word was under way
+        future.set_result(value)
 
 
 def _close_spawned(spawned: asyncio.Future[tuple[int, int, int]]) -> None:

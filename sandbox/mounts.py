@@ -66,9 +66,7 @@ def empty_root(stage: str) -> Root:
         {"mode": "0755", "size": "1m", "nr_inodes": "4096"},
         MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
     )
-    place = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    syscalls.move_mount(tree, place, stage)
-    os.close(place)
+    syscalls.move_mount(tree, syscalls.AT_FDCWD, stage)
     root = Root(tree)
     options: dict[str, str | None] = {"hidepid": "ptraceable", "subset": "pid"}
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
@@ -165,7 +163,5 @@ def _attach(root: Root, tree: int, target: str, is_directory: bool) -> None:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=parent))
     except FileExistsError:
         pass  # the mount point was made for a deeper target
-    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    syscalls.move_mount(tree, place, target)
-    os.close(place)
+    syscalls.move_mount(tree, parent, name)
     os.close(tree)

@@ -44,7 +44,7 @@ MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 AT_FDCWD = -100
 _AT_RECURSIVE, _AT_EMPTY_PATH = 0x8000, 0x1000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 2, 4, 8, 16
 
 
@@ -141,10 +141,11 @@ def mount_setattr(fd: int, set_: int, clear: int = 0, recursive: bool = True) ->
     )  # fmt: skip
 
 
-def move_mount(fd: int, target_fd: int, name: str) -> None:
-    """Attach the detached mount `fd` at the object behind `target_fd`. move_mount(2), 5.2."""
-    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    _call(name, _NR_MOVE_MOUNT, fd, b"", target_fd, b"", ctypes.c_uint(flags))
+def move_mount(fd: int, directory: int, name: str) -> None:
+    """Attach the detached mount `fd` at `name` in `directory`; a symbolic link there is not
+    followed. move_mount(2), 5.2."""
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    _call(name, _NR_MOVE_MOUNT, fd, b"", directory, name.encode(), flags)
 
 
 def new_filesystem(kind: str, options: dict[str, str | None], attributes: int) -> int:
@@ -183,6 +184,16 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     )
 
 
+def close_all_but(*keep: int) -> None:
+    """Close every descriptor above 2 that is not among `keep`."""
+    first = 3
+    for fd in sorted(keep):
+        if first < fd:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)
+
+
 def loopback_up() -> None:
     """SIOCSIFFLAGS IFF_UP on `lo` of the caller's network namespace. netdevice(7)."""
     fd = _check("lo", _libc.socket(2, 2 | os.O_CLOEXEC, 0))
@@ -204,6 +215,14 @@ def prctl(option: int, *args: int) -> int:
     """prctl(2) with unsigned long arguments, missing ones 0."""
     result: int = _libc.prctl(option, *args, *(0,) * (4 - len(args)))
     return result if result != -1 else _check(f"prctl {option}", -1)
+
+
+def prctl_each(option: int, values: list[int]) -> None:
+    """prctl(2) with each of `values` as second argument."""
+    call = _libc.prctl  # forty of them in every launch
+    for value in values:
+        if call(option, value, 0, 0, 0) == -1:
+            _check(f"prctl {option} {value}", -1)
 
 
 def default_signals() -> None:

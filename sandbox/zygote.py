@@ -1,17 +1,16 @@
 """The launcher's privileged half: a small, single-threaded process that only forks sandboxes.
 
-Forked from the supervisor before any event loop or thread exists. It gets packed jobs and their
-descriptors and passes them on, never a policy and never a key. If the supervisor dies so does the
-zygote, and with the zygote every child (PDEATHSIG), so nothing it started outlives the supervisor.
+Forked from the supervisor before any event loop or thread exists. It sees neither policies nor
+keys. If the supervisor dies so does the zygote, and with the zygote every child (PDEATHSIG), so
+nothing it started outlives the supervisor.
 
-Messages, SEQPACKET, marshal tuples; both ends are this same image. A cell is spawned into its
-cgroup first and told what to become later, so that one can wait ready-made for the next launch.
-  to the zygote   ("spawn", cell, stage directory) + [cgroup fd]
-                  ("launch", cell, uid, gid, stdin is null) + [job memfd, (stdin,) stdout, ...]
-                  ("release", cell) | ("abort", cell)
-  from the zygote ("spawned", cell, pid) + [pidfd, netns fd]
-                  ("confined", cell, report), ("ready", cell), ("running", cell)
-                  ("failed", cell, step, reason) | ("exit", cell, code, signal)
+It makes children, writes their id maps and tells how they ended. A child is told what to become by
+the supervisor itself, over a line that came along with the order (see confine.py).
+
+Messages, SEQPACKET, marshal tuples; both ends are this same image.
+  to the zygote   ("spawn", cell, stage directory) + [cgroup fd, the child's end of its line]
+  from the zygote ("spawned", cell, pid) + [pidfd, netns fd] | ("failed", cell, step, reason)
+                  ("exit", cell, code, signal)
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ _MESSAGE, _FDS = 65536, 64
 
 
 class _Child:
-    def __init__(self, cell: int, pid: int, pidfd: int, sync: socket.socket) -> None:
+    """`line` carries its one request, for an id map, and hangs up when we are gone."""
+
+    def __init__(self, cell: int, pid: int, pidfd: int, line: socket.socket) -> None:
         self.cell = cell
         self.pid = pid
         self.pidfd = pidfd
-        self.sync = sync
-        self.ids = (-1, -1)
+        self.line = line
 
 
 class Zygote:
-    """The loop: spawn and launch on request, report what becomes of it."""
+    """The loop: spawn on request, report what becomes of it."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._cells: dict[int, _Child] = {}
         self._by_fd: dict[int, _Child] = {}
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
@@ -81,25 +80,15 @@ class Zygote:
         data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE, _FDS, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
-        verb, cell, *rest = marshal.loads(data)  # noqa: S302 - written by the supervisor
+        _, cell, stage = marshal.loads(data)  # noqa: S302 - written by the supervisor
         try:
-            if verb == "spawn":
-                self._spawn(cell, rest[0], fds[0])
-            elif child := self._cells.get(cell):
-                if verb == "launch":
-                    *ids, null = rest
-                    child.ids = (ids[0], ids[1])
-                    _tell(child, b"n" if null else b"j", fds)
-                elif verb == "release":
-                    _tell(child, b"g")
-                else:
-                    _kill(child)
+            self._spawn(cell, stage, *fds)
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
-    def _spawn(self, cell: int, stage: str, cgroup: int) -> None:
+    def _spawn(self, cell: int, stage: str, cgroup: int, sync: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup)
@@ -107,10 +96,9 @@ class Zygote:
             self._send(("failed", cell, "clone3", str(error)))
             return
         if pid == 0:
-            ours.close()
-            confine.run_child(theirs, stage)
+            confine.run_child(sync, theirs.detach(), stage)
         theirs.close()
-        child = self._cells[cell] = _Child(cell, pid, pidfd, ours)
+        child = _Child(cell, pid, pidfd, ours)
         for fd in (pidfd, ours.fileno()):
             self._by_fd[fd] = child
             self._poll.register(fd, select.POLLIN)
@@ -123,26 +111,16 @@ class Zygote:
         os.close(netns)
 
     def _hear(self, child: _Child) -> None:
-        """One message of a child; end of file is its exec, or its death, which follows."""
+        """The request for an id map; end of file is its exec, or its death, which follows."""
         try:
-            message = child.sync.recv(4096)
+            message = child.line.recv(64)
         except OSError:
-            message = b""  # killed with our last message unread
-        kind = message[:1]
-        if kind == b"U":
-            _map_ids(child)
-        elif kind == b"C":
-            report = marshal.loads(message[1:])  # noqa: S302 - our own child, before its exec
-            self._send(("confined", child.cell, report))
-        elif kind == b"R":
-            self._send(("ready", child.cell))
-        elif kind == b"E":
-            step, _, reason = message[1:].decode(errors="replace").partition("\0")
-            self._send(("failed", child.cell, step, reason))
+            message = b""
+        if message:
+            _map_ids(child, *marshal.loads(message))  # noqa: S302 - our own child, before its exec
         else:
-            self._forget(child.sync.fileno())
-            child.sync.close()
-            self._send(("running", child.cell))
+            self._forget(child.line.fileno())
+            child.line.close()
 
     def _forget(self, fd: int) -> None:
         del self._by_fd[fd]
@@ -150,25 +128,17 @@ class Zygote:
 
     def _reap(self, child: _Child) -> None:
         status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
-        while child.sync.fileno() != -1:
-            self._hear(child)  # its last words
+        if child.line.fileno() != -1:
+            self._forget(child.line.fileno())
+            child.line.close()
         self._forget(child.pidfd)
         os.close(child.pidfd)
-        del self._cells[child.cell]
         exited = status is not None and status.si_code == os.CLD_EXITED
         value = status.si_status if status is not None else -1
         self._send(("exit", child.cell, value if exited else -1, 0 if exited else value))
 
 
-def _tell(child: _Child, message: bytes, fds: list[int] | None = None) -> None:
-    try:
-        socket.send_fds(child.sync, [message], fds or [], socket.MSG_NOSIGNAL)
-    except OSError:
-        pass  # it is dead or executing: its exit, or its end of file, says so
-
-
-def _map_ids(child: _Child) -> None:
-    uid, gid = child.ids
+def _map_ids(child: _Child, uid: int, gid: int) -> None:
     try:
         for name, value in (
             ("setgroups", "deny"),
@@ -180,10 +150,9 @@ def _map_ids(child: _Child) -> None:
                 os.write(fd, value.encode())
             finally:
                 os.close(fd)
+        child.line.send(b"u", socket.MSG_NOSIGNAL)
     except OSError:
         _kill(child)  # killed already, or it may not go on without its map
-    else:
-        _tell(child, b"u")
 
 
 def _kill(child: _Child) -> None:
