@@ -2,9 +2,10 @@
 
 Runs in the child that clone3 made: already in its cgroup and in new mount, pid, network, IPC, UTS
 and time namespaces, still root. `prepare` is the same for every workload and may have happened long
-before; `confine` is what one plan asks for. Every step succeeds or the launch ends: the failing
-step's name travels to the zygote and nothing of the workload has run. The order is the design; a
-comment says what would break, or which attack would work, if a step moved.
+before; `confine` is what one plan asks for, and may have happened a little before; `execute` is one
+launch. Every step succeeds or the launch ends: the failing step's name travels to the supervisor
+and nothing of the workload has run. The order is the design; a comment says what would break, or
+which attack would work, if a step moved.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Sync:
     to start, and one to the zygote, which writes its id map."""
 
     def __init__(self, supervisor: int, zygote: int) -> None:
-        self._job = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, supervisor)
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, supervisor)
         self.supervisor, self.zygote = supervisor, zygote
         self.step = "start"
 
@@ -48,14 +49,24 @@ class Sync:
         if line.poll(0):
             os._exit(125)
 
-    def wait_for_job(self) -> tuple[Job, list[int]]:
-        """What to become, and the descriptors for it: stdin (-1: /dev/null), stdout, stderr, ..."""
-        kind, fds, _, _ = socket.recv_fds(self._job, 16, 64, socket.MSG_CMSG_CLOEXEC)
-        if not kind:
+    def wait_for_job(self) -> Job:
+        """What to become."""
+        _, (packed,) = self._receive()
+        try:
+            return Job.unpack(os.pread(packed, os.fstat(packed).st_size, 0))
+        finally:
+            os.close(packed)
+
+    def wait_for_descriptors(self) -> tuple[bool, list[int]]:
+        """Whether stdin is to be /dev/null, and all others: (stdin,) stdout, stderr, ..."""
+        kind, fds = self._receive()
+        return kind == b"n", fds
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        message, fds, _, _ = socket.recv_fds(self._line, 16, 64, socket.MSG_CMSG_CLOEXEC)
+        if not message:
             os._exit(125)
-        packed, *handed = fds
-        job = Job.unpack(os.pread(packed, os.fstat(packed).st_size, 0))
-        return job, [-1, *handed] if kind == b"n" else handed
+        return message, fds
 
     def tell(self, line: int, message: bytes) -> None:
         """Say `message` and go on."""
@@ -75,7 +86,9 @@ def run_child(supervisor: int, zygote: int, stage: str) -> None:
     sync = Sync(supervisor, zygote)
     try:
         root = prepare(stage, sync)
-        confine(*sync.wait_for_job(), root, sync)
+        job = sync.wait_for_job()
+        held = confine(job, root, sync)
+        execute(job, held, sync)
     except BaseException as error:
         try:
             text = f"E{sync.step}\0{type(error).__name__}: {error}"
@@ -122,8 +135,11 @@ def prepare(stage: str, sync: Sync) -> mounts.Root:
     return mounts.empty_root(stage)
 
 
-def confine(job: Job, fds: list[int], root: mounts.Root, sync: Sync) -> None:
-    """What `job` asks for, up to its exec. `fds` as from `Sync.wait_for_job`."""
+def confine(job: Job, root: mounts.Root, sync: Sync) -> tuple[int, int]:
+    """What `job` asks for, but for the filters: they would forbid what `execute` still has to do.
+
+    Descriptors of the program and of /dev/null (-1 where the plan has none), both of the new root.
+    """
     at = sync.at
 
     at("host name")
@@ -149,9 +165,7 @@ def confine(job: Job, fds: list[int], root: mounts.Root, sync: Sync) -> None:
     at("executable")
     # Opened in the new root, never before: the host's mount flags would apply (CVE-2019-5736).
     executable = _open_executable(job.executable)
-
-    at("descriptors")
-    executable, sysctl = _arrange_descriptors(fds, executable, sysctl, sync)
+    null = _open_null()
 
     at("groups")
     os.setgroups(job.groups)
@@ -194,9 +208,23 @@ def confine(job: Job, fds: list[int], root: mounts.Root, sync: Sync) -> None:
     if job.landlock_abi:
         landlock.restrict(job.landlock_abi, job.landlock, job.tcp_bind, job.tcp_connect)
 
-    at("seccomp")
-    # Said before the filters, which forbid asking; the supervisor looks at us while they load.
+    return executable, null
+
+
+def execute(job: Job, held: tuple[int, int], sync: Sync) -> None:
+    """Take the descriptors, load the filters, and on release become the workload. `held` as from
+    `confine`; returns only by raising."""
+    at = sync.at
+
+    at("descriptors")
+    executable = _arrange_descriptors(*sync.wait_for_descriptors(), *held, sync)
+    sync.check_parent()
+
+    # Nothing that can be seen from outside changes any more: the supervisor looks at us while the
+    # filters load.
     sync.tell(sync.supervisor, b"C" + marshal.dumps(_report()))
+
+    at("seccomp")
     for program in job.seccomp:
         syscalls.seccomp_load(program)
 
@@ -227,21 +255,26 @@ def _open_executable(path: str) -> int:
         os.close(root)
 
 
+def _open_null() -> int:
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+
+
 def _arrange_descriptors(
-    fds: list[int], executable: int, sysctl: int, sync: Sync
-) -> tuple[int, int]:
+    null_stdin: bool, handed: list[int], executable: int, null: int, sync: Sync
+) -> int:
     """Give the workload exactly 0..n-1, put ours behind them close-on-exec, close all others."""
-    if fds[0] == -1:
-        fds[0] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    fds = [null, *handed] if null_stdin else handed
     high = 256  # above every target number, so that no dup2 overwrites a source
-    ours = (executable, sysctl, sync.supervisor, sync.zygote)
-    held = [_dup_above(fd, high) for fd in (*fds, *ours)]
+    held = [_dup_above(fd, high) for fd in (*fds, executable, sync.supervisor, sync.zygote)]
     for number, fd in enumerate(held):
         # Ours are close-on-exec; all others are really closed below (CVE-2024-21626).
         os.dup2(fd, number, inheritable=number < len(fds))
     syscalls.close_range(len(held))
-    executable, sysctl, sync.supervisor, sync.zygote = range(len(fds), len(held))
-    return executable, sysctl
+    executable, sync.supervisor, sync.zygote = range(len(fds), len(held))
+    return executable
 
 
 def _dup_above(fd: int, minimum: int) -> int:

@@ -30,7 +30,7 @@ class Cell:
     """A process in a leaf of its own and in new namespaces, not yet told what to become.
 
     `line` leads to it, SEQPACKET, until it executes its program:
-      to it    b"j" or (its stdin is /dev/null) b"n" + [job memfd, (stdin,) stdout, stderr, ...]; b"g"
+      to it    b"j" + [job memfd]; b"d" or (stdin is /dev/null) b"n" + [(stdin,) stdout, ...]; b"g"
       from it  b"C" report, b"R" when it is ready, b"E" step NUL reason; end of file: it executes
     """
 
@@ -41,6 +41,9 @@ class Cell:
         self.leaf = leaf
         self.line = line
         self.name = "spare cell"  # until it is told what to become
+        self.plan: SandboxPlan | None = None
+        self.told = 0.0  # when, by the loop's clock
+        self.failed = False
         self.spawned: asyncio.Future[tuple[int, int, int]] = loop.create_future()
         self.confined: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -89,6 +92,7 @@ class Cell:
 
     def fail(self, error: Exception) -> None:
         """End every wait that has not ended yet."""
+        self.failed = True
         waits: tuple[asyncio.Future[Any], ...] = (
             self.spawned, self.confined, self.ready, self.running,
         )  # fmt: skip
@@ -156,24 +160,37 @@ class Launcher:
             theirs.close()
         return cell
 
+    def confine(self, cell: Cell, plan: SandboxPlan) -> None:
+        """Let `cell` become what `plan` says, up to its descriptors and filters; once in its life.
+
+        It holds the files of that moment: what is replaced on the host afterwards, it does not see.
+        """
+        cell.plan, cell.name, cell.told = plan, plan.workload, self._loop.time()
+        kept = self._jobs.get(id(plan))
+        job = kept[1] if kept else self._pack(plan)
+        try:
+            cell.tell(b"j", [job])
+        finally:
+            if not kept:
+                os.close(job)
+
+    def age(self, cell: Cell) -> float:
+        """Seconds since `cell` was told what to become; 0 for one that was not."""
+        return self._loop.time() - cell.told if cell.plan else 0.0
+
     async def launch(
         self, plan: SandboxPlan, cell: Cell, stdio: tuple[int, int, int], fds: Mapping[str, int]
     ) -> Running:
-        """Confine `cell` up to the filters, which load while the caller looks at it.
+        """Bring `cell` up to the filters, which load while the caller looks at it.
 
         `stdio`: descriptors of stdin (-1: /dev/null), stdout and stderr; `fds` by name, in the
         order of `plan.fds`. Raises LaunchFailed with the step; the caller then aborts the cell.
         """
-        cell.name = plan.workload
-        kept = self._jobs.get(id(plan))
-        job = kept[1] if kept else self._pack(plan)
+        if cell.plan is not plan:
+            self.confine(cell, plan)
         outside = [fd for fd in stdio if fd != -1]
-        try:
-            kind = b"n" if stdio[0] == -1 else b"j"
-            cell.tell(kind, [job, *outside, *(fds[name] for name in plan.fds)])
-        finally:
-            if not kept:
-                os.close(job)
+        kind = b"n" if stdio[0] == -1 else b"d"
+        cell.tell(kind, [*outside, *(fds[name] for name in plan.fds)])
         try:
             async with asyncio.timeout(_LAUNCH_TIME):
                 pid, pidfd, netns = await asyncio.shield(cell.spawned)

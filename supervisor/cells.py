@@ -20,6 +20,10 @@ from supervisor.descriptors import Descriptors, Outfitter
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.watching import Watching
 
+# Seconds after which a cell that became a plan in advance is not used any more: the host's files
+# may have been replaced. Longer than the longest wait before a restart.
+_FRESH = 15.0
+
 Connect = Callable[[Running, Descriptors], Awaitable[None]]
 
 
@@ -61,7 +65,7 @@ class Cells:
         if plan is compiled.sandbox:
             self._launcher.prepare(plan)
         with ExitStack() as undo, ExitStack() as after:
-            cell = self._take()
+            cell = self._take(plan)
             undo.callback(self._discard, cell)
             descriptors = self._outfitter.open(plan, config, extra or {})
             after.callback(descriptors.close)
@@ -118,13 +122,22 @@ class Cells:
         self._watching.unregister(cgroup)
         running.cell.close()
 
-    def _take(self) -> Cell:
-        """The spare cell, or a new one."""
-        cell, self._spare = self._spare, None
-        if cell is not None and cell.exited.done():
+    def expect(self, plan: SandboxPlan) -> None:
+        """`plan` will probably be launched next, and soon: the spare cell becomes it already."""
+        self._launcher.prepare(plan)
+        if self._spare is not None and self._spare.plan is None:
+            self._launcher.confine(self._spare, plan)
+
+    def _take(self, plan: SandboxPlan) -> Cell:
+        """The spare cell if it can still become `plan`, or a new one."""
+        cell = self._spare
+        if cell is not None and (cell.failed or self._launcher.age(cell) > _FRESH):
             self._discard(cell)
-            cell = None
-        return cell or self._launcher.spawn(self._tree.leaf())
+            self._spare = cell = None
+        if cell is None or (cell.plan is not None and cell.plan is not plan):
+            return self._launcher.spawn(self._tree.leaf())
+        self._spare = None
+        return cell
 
     def _discard(self, cell: Cell) -> None:
         with suppress(SandboxError):

@@ -254,6 +254,7 @@ class Lifecycle:
             self._of.note("quarantine", workload.id, "refused", reason=how)
             return
         workload.enter("backoff", how)
+        self._of.cells.expect(workload.compiled.sandbox)
         self.spawn(self._restart(workload, delay))
 
     async def _restart(self, workload: Workload, delay: float) -> None:

@@ -91,13 +91,16 @@ async def main(directory: Path, rounds: int) -> None:
     tree = Slice(find_mount() / f"anchorhold-bench-{os.getpid()}")
     launcher = Launcher(CONTROL, directory)
     launcher.prepare(what)
-    times: dict[str, list[float]] = {"spare": [], "cold": [], "bwrap": []}
+    times: dict[str, list[float]] = {"warm": [], "spare": [], "cold": [], "bwrap": []}
     try:
         for _ in range(rounds):
-            spare = launcher.spawn(tree.leaf())
-            await spare.spawned
-            await asyncio.sleep(0.02)  # in life it was spawned long ago, after the last launch
-            times["spare"].append(await ours(launcher, tree, what, spare))
+            for kind in ("warm", "spare"):
+                ready = launcher.spawn(tree.leaf())
+                await ready.spawned
+                if kind == "warm":
+                    launcher.confine(ready, what)
+                await asyncio.sleep(0.02)  # in life that was long ago, after the last launch or end
+                times[kind].append(await ours(launcher, tree, what, ready))
             times["cold"].append(await ours(launcher, tree, what, None))
             times["bwrap"].append(theirs())
     finally:
