@@ -87,8 +87,8 @@ def run_child(supervisor: int, zygote: int, stage: str) -> None:
     try:
         root = prepare(stage, sync)
         job = sync.wait_for_job()
-        held = confine(job, root, sync)
-        execute(job, held, sync)
+        executable, null, report = confine(job, root, sync)
+        execute(job, executable, null, report, sync)
     except BaseException as error:
         try:
             text = f"E{sync.step}\0{type(error).__name__}: {error}"
@@ -135,10 +135,11 @@ def prepare(stage: str, sync: Sync) -> mounts.Root:
     return mounts.empty_root(stage)
 
 
-def confine(job: Job, root: mounts.Root, sync: Sync) -> tuple[int, int]:
+def confine(job: Job, root: mounts.Root, sync: Sync) -> tuple[int, int, dict[str, object]]:
     """What `job` asks for, but for the filters: they would forbid what `execute` still has to do.
 
-    Descriptors of the program and of /dev/null (-1 where the plan has none), both of the new root.
+    Descriptors of the program and of /dev/null (-1 where the plan has none), both of the new root;
+    and the child's own view of what cannot be seen from outside.
     """
     at = sync.at
 
@@ -205,24 +206,27 @@ def confine(job: Job, root: mounts.Root, sync: Sync) -> tuple[int, int]:
         credentials.refuse_write_and_execute()
 
     at("landlock")
-    if job.landlock_abi:
-        landlock.restrict(job.landlock_abi, job.landlock, job.tcp_bind, job.tcp_connect)
+    report: dict[str, object] = dict(credentials.report())
+    with landlock.Canary(job.tcp_connect) as canary:
+        if job.landlock_abi:
+            landlock.restrict(job.landlock_abi, job.landlock, job.tcp_bind, job.tcp_connect)
+        report["landlock"] = canary.ask(job.landlock_abi)
 
-    return executable, null
+    return executable, null, report
 
 
-def execute(job: Job, held: tuple[int, int], sync: Sync) -> None:
-    """Take the descriptors, load the filters, and on release become the workload. `held` as from
-    `confine`; returns only by raising."""
+def execute(job: Job, executable: int, null: int, report: dict[str, object], sync: Sync) -> None:
+    """Take the descriptors, load the filters, and on release become the workload; returns only by
+    raising. The rest as from `confine`."""
     at = sync.at
 
     at("descriptors")
-    executable = _arrange_descriptors(*sync.wait_for_descriptors(), *held, sync)
+    executable = _arrange_descriptors(*sync.wait_for_descriptors(), executable, null, sync)
     sync.check_parent()
 
     # Nothing that can be seen from outside changes any more: the supervisor looks at us while the
     # filters load.
-    sync.tell(sync.supervisor, b"C" + marshal.dumps(_report()))
+    sync.tell(sync.supervisor, b"C" + marshal.dumps(report))
 
     at("seccomp")
     for program in job.seccomp:
@@ -233,17 +237,6 @@ def execute(job: Job, held: tuple[int, int], sync: Sync) -> None:
     sync.tell(sync.supervisor, b"R")
     sync.expect(sync.supervisor, b"g")
     syscalls.execveat(executable, job.argv, job.environment)
-
-
-def _report() -> dict[str, object]:
-    """The child's own view of what leaves no trace in /proc."""
-    report: dict[str, object] = dict(credentials.report())
-    try:
-        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        report["landlock_canary"] = "opened"
-    except PermissionError:
-        report["landlock_canary"] = "EACCES"
-    return report
 
 
 def _open_executable(path: str) -> int:
@@ -295,16 +288,3 @@ def _write(path: str, value: str, directory: int | None = None, missing_ok: bool
         os.write(fd, value.encode())
     finally:
         os.close(fd)
-
-
-def rlimits(nofile: int, fsize: int, memlock: int) -> list[tuple[int, int]]:
-    """The limits as (resource, bound); soft equals hard."""
-    return [
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, fsize),
-        (resource.RLIMIT_NOFILE, nofile),
-        (resource.RLIMIT_MEMLOCK, memlock),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_NICE, 0),
-        (resource.RLIMIT_RTPRIO, 0),
-    ]

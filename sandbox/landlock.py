@@ -7,11 +7,18 @@ and no scopes, hence this one.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import stat
 import struct
 
 from sandbox import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
@@ -21,6 +28,49 @@ _FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | _TRUNCATE | _IOCTL_DEV
 # remove dir/file, make char/dir/reg/sock/fifo/block/sym: bits 4..12
 _CHANGE_DIR = 0x1FF0
 _MAKE_DEVICES = 1 << 6 | 1 << 11
+_ABSTRACT = b"\0anchorhold-canary"
+
+
+class Canary:
+    """Acts that no ruleset of ours allows and nothing else forbids: tried once it is in force.
+
+    /proc shows nothing of Landlock. `allowed`: the TCP ports that the plan may connect to.
+    """
+
+    def __init__(self, allowed: tuple[int, ...]) -> None:
+        self._port = next(port for port in range(9, 9 + len(allowed) + 1) if port not in allowed)
+        # Of our own network namespace, and outside the domain: made before it.
+        self._outside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._outside.bind(_ABSTRACT)
+        self._outside.listen(1)
+
+    def __enter__(self) -> Canary:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._outside.close()
+
+    def ask(self, abi: int) -> dict[str, str]:
+        """Per kind "refused", or what happened instead; "unknown" where `abi` has no such kind."""
+        _, ports, scopes = handled(abi)
+        told = {"path": _outcome(os.listdir, "/", errno.EACCES), "tcp": "unknown"}
+        if ports:
+            told["tcp"] = _connect(socket.AF_INET, ("127.0.0.1", self._port), errno.EACCES)
+        told["scope"] = _connect(socket.AF_UNIX, _ABSTRACT, errno.EPERM) if scopes else "unknown"
+        return told
+
+
+def _connect(family: int, address: object, refused: int) -> str:
+    with socket.socket(family, socket.SOCK_STREAM) as line:
+        return _outcome(line.connect, address, refused)
+
+
+def _outcome(act: Callable[[Any], object], what: object, refused: int) -> str:
+    try:
+        act(what)
+    except OSError as error:
+        return "refused" if error.errno == refused else errno.errorcode.get(error.errno or 0, "?")
+    return "allowed"
 
 
 def handled(abi: int) -> tuple[int, int, int]:

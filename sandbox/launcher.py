@@ -6,6 +6,7 @@ Lives in the supervisor on its event loop; all privileged work happens in the zy
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import marshal
 import os
 import signal
@@ -16,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import credentials, landlock, seccomp, syscalls
+from sandbox import credentials, landlock, rlimits, seccomp, syscalls
 from sandbox.cgroup import Leaf
-from sandbox.confine import rlimits
 from sandbox.errors import LaunchFailed, SandboxError
 from sandbox.job import Job
 from sandbox.plan import Bind, Device, Mount, SandboxPlan, Symlink, Tmpfs
@@ -220,8 +220,10 @@ class Launcher:
 
     def _pack(self, plan: SandboxPlan) -> int:
         job = flatten(plan, self._abi, self._last_capability)
-        fd = os.memfd_create("job", os.MFD_CLOEXEC)
+        fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.write(fd, job.pack())
+        # The filters in it must be those that were compiled: F_SEAL_SEAL, SHRINK, GROW, WRITE.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)
         return fd
 
     def _receive(self) -> None:
@@ -317,7 +319,9 @@ def flatten(plan: SandboxPlan, abi: int, last_capability: int) -> Job:
         user_namespace=plan.user_namespace,
         jit=plan.jit,
         mounts=[_flatten_mount(mount) for mount in mounts],
-        rlimits=rlimits(plan.limits.nofile, plan.limits.fsize, plan.limits.memlock),
+        rlimits=[
+            (rlimits.NUMBERS[name], bound) for name, bound in rlimits.planned(plan.limits).items()
+        ],
         landlock_abi=abi,
         landlock=paths,
         tcp_bind=plan.tcp_bind,

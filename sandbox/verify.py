@@ -8,15 +8,14 @@ namespaces(7), the cgroup files. Reading a foreign process's ns and fd needs CAP
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from sandbox import credentials
+from sandbox import credentials, mountinfo, rlimits
 from sandbox.cgroup import Leaf, limit_files
-from sandbox.plan import Bind, Device, SandboxPlan, Symlink
+from sandbox.plan import SandboxPlan
 
 Verdict = Literal["PASS", "DEGRADED", "FAIL"]
 _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "time", "user")
@@ -63,6 +62,10 @@ class _Process:
     def link(self, name: str) -> str:
         return os.readlink(name, dir_fd=self._directory)
 
+    def inside(self, path: str) -> os.stat_result:
+        """lstat of an absolute `path` in the process's root."""
+        return os.stat(f"root{path}", dir_fd=self._directory, follow_symlinks=False)
+
     def descriptors(self) -> list[int]:
         fd = os.open("fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
         try:
@@ -97,13 +100,14 @@ def inspect(
             _namespaces(plan, process),
             _identity(plan, process),
             _capabilities(plan, process, report),
-            _root(plan, process),
+            _root(plan, process, unreleased),
             _landlock(report),
             _network(process),
             _memory(plan, process, report),
+            _rlimits(plan, process),
         ]
         if unreleased:
-            findings += [_threads(process), _descriptors(plan, process)]
+            findings += [_untouched(process), _descriptors(plan, process)]
         else:
             findings += [_seccomp(plan, process), *_limits(plan, leaf, waived)]
     return findings
@@ -119,9 +123,21 @@ def _finding(layer: str, promised: str, evidence: str, good: bool) -> Finding:
     return Finding(layer, promised, evidence, "PASS" if good else "FAIL")
 
 
-def _threads(process: _Process) -> Finding:
-    threads = process.status["Threads"]
-    return _finding("threads", "1", threads, threads == "1")
+def _untouched(process: _Process) -> Finding:
+    """What only holds before the workload's first instruction; afterwards it may change it."""
+    names = ("Threads", "SigBlk", "SigIgn", "Umask")
+    found = {name: process.status[name].lstrip("0") or "0" for name in names}
+    # Field 7 of stat(5), counted behind the name in brackets.
+    found["tty"] = process.read("stat").rpartition(")")[2].split()[4]
+    found["oom_score_adj"] = process.read("oom_score_adj").strip()
+    found["coredump_filter"] = process.read("coredump_filter").strip().lstrip("0") or "0"
+    planned = {
+        "Threads": "1", "SigBlk": "0", "SigIgn": "0", "Umask": "77", "tty": "0",
+        "oom_score_adj": "500", "coredump_filter": "0",
+    }  # fmt: skip
+    evidence = " ".join(f"{name}={value}" for name, value in found.items())
+    promised = " ".join(f"{name}={value}" for name, value in planned.items())
+    return _finding("process", promised, evidence, found == planned)
 
 
 def _descriptors(plan: SandboxPlan, process: _Process) -> Finding:
@@ -196,52 +212,26 @@ def _capabilities(plan: SandboxPlan, process: _Process, report: dict[str, Any]) 
     return _finding("capabilities", promised, evidence, good)
 
 
-def _root(plan: SandboxPlan, process: _Process) -> Finding:
-    expected = {"/": {"ro", "nosuid", "nodev", "noexec"}, "/proc": {"nosuid", "nodev", "noexec"}}
-    for mount in plan.mounts:
-        if isinstance(mount, Device):
-            expected[mount.path] = {"ro", "nosuid", "noexec"}
-        elif isinstance(mount, Bind):
-            flags = {"nosuid", "nodev"}
-            flags |= set() if "write" in mount.access else {"ro"}
-            flags |= set() if "exec" in mount.access else {"noexec"}
-            expected[mount.target] = flags
-        elif not isinstance(mount, Symlink):
-            expected[mount.target] = {"nosuid", "nodev", "noexec"}
-    found: dict[str, set[str]] = {}
-    shared = []
-    for line in process.read("mountinfo").splitlines():
-        fields = line.split(" ")
-        target = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
-        found[target] = set(fields[5].split(","))
-        shared += [target for field in fields[6 : fields.index("-")] if ":" in field]
-    wrong = [target for target, flags in expected.items() if not flags <= found.get(target, set())]
-    wrong += [
-        target
-        for target, flags in found.items()
-        if target not in expected and not _inside_bind(plan, target, flags)
-    ]
-    evidence = f"{len(found)} mounts, as planned"
-    if wrong or shared:
-        evidence = f"differ: {', '.join(wrong) or 'none'}; shared: {', '.join(shared) or 'none'}"
-    promised = f"read-only, {len(expected)} mounts, none shared"
-    return _finding("root", promised, evidence, not wrong and not shared)
-
-
-def _inside_bind(plan: SandboxPlan, target: str, flags: set[str]) -> bool:
-    """A mount that came along below a bound directory must carry that bind's restrictions."""
-    return any(
-        isinstance(mount, Bind)
-        and target.startswith(mount.target + "/")
-        and ("ro" in flags or "write" in mount.access)
-        and {"nosuid", "nodev"} <= flags
-        for mount in plan.mounts
-    )
+def _root(plan: SandboxPlan, process: _Process, unreleased: bool) -> Finding:
+    entries = mountinfo.parse(process.read("mountinfo"))
+    try:
+        wrong = mountinfo.differences(plan, entries, process.inside)
+        wrong += mountinfo.swapped(plan, process.inside) if unreleased else []
+    except FileNotFoundError as error:
+        wrong = [f"{error.filename} is missing"]
+    promised = "read-only, the planned mounts alone, none shared"
+    evidence = "; ".join(wrong) or f"{len(entries)} mounts, as planned"
+    return _finding("root", promised, evidence, not wrong)
 
 
 def _landlock(report: dict[str, Any]) -> Finding:
-    canary = report["landlock_canary"]
-    return _finding("landlock", "listing / is refused", f"{canary} on /", canary == "EACCES")
+    canaries = {"path": "listing /", "tcp": "another port", "scope": "a socket outside"}
+    told = report["landlock"]
+    known = {name: said for name, said in told.items() if said != "unknown"}
+    evidence = " ".join(f"{name}={said}" for name, said in told.items())
+    promised = f"refused: {', '.join(canaries[name] for name in known)}"
+    good = "path" in known and all(said == "refused" for said in known.values())
+    return _finding("landlock", promised, evidence, good)
 
 
 def _seccomp(plan: SandboxPlan, process: _Process) -> Finding:
@@ -259,11 +249,22 @@ def _network(process: _Process) -> Finding:
 
 
 def _memory(plan: SandboxPlan, process: _Process, report: dict[str, Any]) -> Finding:
-    soft, hard = process.read("limits").partition("Max core file size")[2].split()[:2]
     # A kernel without it says so to us as well; then the filter alone refuses.
     absent = credentials.write_and_execute() == -1
-    evidence = f"core {soft}/{hard} mdwe {'absent, by filter' if absent else report['mdwe']}"
     wanted = -1 if absent else 0 if plan.jit else 1
-    good = (soft, hard) == ("0", "0") and report["mdwe"] == wanted
-    promised = "no core files" + ("" if plan.jit else ", no write-and-execute memory")
-    return _finding("memory", promised, evidence, good)
+    evidence = f"mdwe {'absent, by filter' if absent else report['mdwe']}"
+    promised = "memory may become code" if plan.jit else "written memory never becomes code"
+    return _finding("memory", promised, evidence, report["mdwe"] == wanted)
+
+
+def _rlimits(plan: SandboxPlan, process: _Process) -> Finding:
+    lines = process.read("limits").splitlines()[1:]
+    found = {line[:26].strip(): line[26:].split()[:2] for line in lines}
+    wrong = []
+    for name, bound in rlimits.planned(plan.limits).items():
+        soft, hard = found[rlimits.LABELS[name]]
+        if soft != hard or hard == "unlimited" or int(hard) > bound:
+            wrong.append(f"{name} {soft}/{hard}")
+    evidence = f"differ: {', '.join(wrong)}" if wrong else "none above the plan, soft is hard"
+    planned = " ".join(f"{name}={bound}" for name, bound in rlimits.planned(plan.limits).items())
+    return _finding("rlimits", planned, evidence, not wrong)

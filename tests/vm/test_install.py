@@ -55,7 +55,7 @@ def test_status_is_running_with_every_layer_of_every_workload(machine: Machine) 
     assert sorted(one["id"] for one in found["workloads"]) == sorted(WORKLOADS)
     for one in found["workloads"]:
         verdicts = [layer["verdict"] for layer in one["layers"]]
-        assert len(verdicts) == 15 and set(verdicts) == {"PASS"}, one
+        assert len(verdicts) == 16 and set(verdicts) == {"PASS"}, one
     assert "Anchorhold 0.1.0: running\n" in machine.run("anchorhold status", timeout=60).stdout
 
 

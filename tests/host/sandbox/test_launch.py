@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -93,6 +94,8 @@ def test_a_process_that_differs_from_its_plan_is_found(cell: Cell) -> None:
         ({"uid": running.plan.uid + 1}, "identity"),
         ({"capabilities": ("bpf",)}, "capabilities"),
         ({"mounts": (*running.plan.mounts, Tmpfs("/tmp", 1 << 20, 10))}, "root"),
+        ({"mounts": tuple(m for m in running.plan.mounts if not isinstance(m, Device))}, "root"),
+        ({"limits": dataclasses.replace(running.plan.limits, nofile=64)}, "rlimits"),
         ({"fds": ("control",)}, "descriptors"),
     ):
         running.plan = cell.command((PYTHON,), **{"mounts": running.plan.mounts, **change})
@@ -101,6 +104,46 @@ def test_a_process_that_differs_from_its_plan_is_found(cell: Cell) -> None:
         running.plan = cell.command((PYTHON, "-I", "-c", "pass"))
     cell.launcher.abort(running.cell)
     assert wait_until_gone(running.pid)
+
+
+def test_a_file_replaced_between_resolving_and_release_is_found(cell: Cell, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    plan = cell.command((PYTHON, "-I", "-c", "pass"), Bind(str(data), "/data", ("read",)))
+    running = cell.do(cell.hold, plan)
+    assert not [f for f in cell.inspect(running) if f.verdict == "FAIL"]
+    data.rename(tmp_path / "moved")
+    data.mkdir()
+    wrong = [f for f in cell.inspect(running) if f.verdict == "FAIL"]
+    assert [f.layer for f in wrong] == ["root"]
+    assert f"/data is not {data} any more" in wrong[0].evidence
+    cell.launcher.abort(running.cell)
+    assert wait_until_gone(running.pid)
+
+
+def test_a_cell_that_became_its_plan_in_advance_runs_it(cell: Cell) -> None:
+    """The same steps in the same order, only earlier; the descriptors come with the launch."""
+    plan = cell.command((PYTHON, "-I", "-c", "print('ran')"))
+
+    async def launch() -> tuple[int, str]:
+        spare = cell.launcher.spawn(cell.slice.leaf())
+        cell.launcher.confine(spare, plan)
+        await asyncio.sleep(0.1)
+        reading, writing = os.pipe()
+        try:
+            running = await cell.launcher.launch(plan, spare, (-1, writing, writing), {})
+            await running.cell.ready
+            assert not [f for f in cell.inspect(running) if f.verdict == "FAIL"]
+            await cell.launcher.release(running)
+        finally:
+            os.close(writing)
+        code, _ = await running.exited
+        running.leaf.destroy()
+        running.cell.close()
+        with os.fdopen(reading) as out:
+            return code, out.read()
+
+    assert cell.do(launch) == (0, "ran\n")
 
 
 def test_workloads_die_with_the_launcher(cell: Cell) -> None:
