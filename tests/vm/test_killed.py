@@ -71,6 +71,7 @@ def test_without_supervisor_launcher_or_broker_all_ends_and_systemd_starts_anew(
     with_a_name: Machine, who: str
 ) -> None:
     machine = with_a_name
+    wait_until_well(machine)
     machine.run("systemctl reset-failed anchorhold")  # more deaths than the unit puts up with
     before = int(machine.run("systemctl show anchorhold -p NRestarts --value").stdout)
     told = kill(machine, who, START_TIME)
