@@ -37,7 +37,8 @@ vm-shell: ## a shell in a fresh machine of that tier (root; SUITE=trixie, SNAPSH
 	@packaging/setup.sh run test vm
 	@$(PYTHON) -m tests.vm.shell
 
-bench: setup ## figures as ratios within one run (root)
+bench: ## figures as ratios within one run (root)
+	@packaging/setup.sh run test bench
 	@$(PYTHON) -m tests.bench
 
 lint: setup ## ruff, mypy --strict, bandit, shellcheck

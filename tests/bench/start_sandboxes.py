@@ -18,6 +18,7 @@ import asyncio  # noqa: E402
 import dataclasses  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import subprocess  # noqa: E402
 import time  # noqa: E402
 
 from sandbox import verify  # noqa: E402
@@ -30,7 +31,6 @@ from supervisor.policy.context import host_context  # noqa: E402
 from supervisor.policy.parse import load_directory  # noqa: E402
 
 ECHO = "/usr/bin/echo"
-BWRAP = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", ECHO, "x"]
 WAIVED = frozenset({"memory", "pids", "cpu"})
 
 
@@ -71,18 +71,30 @@ async def ours(launcher: Launcher, tree: Slice, what: SandboxPlan, spare: Cell |
     return taken
 
 
-def theirs() -> float:
-    """The same under bwrap, started without a shell or a Python fork."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    start = time.perf_counter()
-    redirect = [(os.POSIX_SPAWN_DUP2, writing, 1)]
-    pid = os.posix_spawnp("bwrap", BWRAP, os.environ, file_actions=redirect)
-    os.close(writing)
-    assert os.read(reading, 1) == b"x"
-    taken = time.perf_counter() - start
-    os.waitpid(pid, 0)
-    os.close(reading)
-    return taken
+class Others:
+    """The others that are installed, each started when it is its turn."""
+
+    def __init__(self, directory: Path) -> None:
+        program = ["/usr/bin/python3", "-I", Path(__file__).with_name("start_others.py"), directory]
+        self._process = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.names = self._hear().split()
+
+    def _hear(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def start(self, name: str) -> float:
+        """Seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        return float(self._hear())
+
+    def close(self) -> None:
+        """Let it end."""
+        self._process.communicate(timeout=10)
 
 
 async def main(directory: Path, rounds: int) -> None:
@@ -91,7 +103,8 @@ async def main(directory: Path, rounds: int) -> None:
     tree = Slice(find_mount() / f"anchorhold-bench-{os.getpid()}")
     launcher = Launcher(CONTROL, directory)
     launcher.prepare(what)
-    times: dict[str, list[float]] = {"warm": [], "spare": [], "cold": [], "bwrap": []}
+    others = Others(directory)
+    times: dict[str, list[float]] = {kind: [] for kind in ("warm", "spare", "cold", *others.names)}
     try:
         for _ in range(rounds):
             for kind in ("warm", "spare"):
@@ -102,9 +115,11 @@ async def main(directory: Path, rounds: int) -> None:
                 await asyncio.sleep(0.02)  # in life that was long ago, after the last launch or end
                 times[kind].append(await ours(launcher, tree, what, ready))
             times["cold"].append(await ours(launcher, tree, what, None))
-            times["bwrap"].append(theirs())
+            for name in others.names:
+                times[name].append(others.start(name))
     finally:
         tree.remove()
+        others.close()
     print(json.dumps(times))
 
 
