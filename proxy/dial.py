@@ -6,7 +6,6 @@ target in ASCII; reply ``!IB`` id, status, then an ASCII reason, or for status 0
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import enum
@@ -15,6 +14,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from . import passing
 from .errors import DialError
 
 __all__ = ["Broker", "DialError", "Status"]
@@ -146,15 +146,12 @@ class Broker:
 
     def _readable(self) -> None:
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                _REPLY_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-            )
+            data, handed, flags = passing.receive(self._sock, _REPLY_MAX, 1)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self._lose("the broker is gone")
             return
-        handed = _descriptors(ancillary)
         if not data:
             _close(handed)
             self._lose("the broker is gone")
@@ -210,14 +207,6 @@ async def _writable(sock: socket.socket) -> None:
         await ready
     finally:
         loop.remove_writer(sock.fileno())
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    found = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
 
 
 def _close(descriptors: list[int]) -> None:

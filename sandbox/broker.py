@@ -16,7 +16,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from sandbox import broker_lockdown, credentials, syscalls
+from sandbox import broker_lockdown, credentials, passing, syscalls
 from sandbox.errors import SandboxError
 
 TYPE_CHECKING = False  # known to type checkers; the typing module would be 0.7 MB here
@@ -142,9 +142,7 @@ class BrokerHandle:
     def _answer(self, number: int) -> list[int]:
         while True:
             try:
-                raw, fds, _flags, _address = socket.recv_fds(
-                    self.control, CONTROL_MAX, 1, socket.MSG_CMSG_CLOEXEC
-                )
+                raw, fds, _ = passing.receive(self.control, CONTROL_MAX, 1)
             except OSError as error:
                 raise _gone(error) from error
             if not raw:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sandbox import addresses, resolver, syscalls
+from sandbox import addresses, passing, resolver, syscalls
 from sandbox.broker_target import TARGET_MAX, Target, port, text
 
 TYPE_CHECKING = False  # known to type checkers; the typing module would be 0.7 MB here
@@ -115,9 +115,7 @@ class Server:
     # --- orders of the supervisor -------------------------------------------------------------
 
     def _on_control(self) -> None:
-        raw, fds, _flags, _address = socket.recv_fds(
-            self._control, _CONTROL_MAX, 4, socket.MSG_CMSG_CLOEXEC
-        )
+        raw, fds, _ = passing.receive(self._control, _CONTROL_MAX, 4)
         if not raw:
             os._exit(0)
         order = json.loads(raw)

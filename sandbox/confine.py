@@ -17,7 +17,7 @@ import resource
 import select
 import socket
 
-from sandbox import credentials, landlock, mounts, syscalls
+from sandbox import credentials, landlock, mounts, passing, syscalls
 from sandbox.job import Job
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +63,7 @@ class Sync:
         return kind == b"n", fds
 
     def _receive(self) -> tuple[bytes, list[int]]:
-        message, fds, _, _ = socket.recv_fds(self._line, 16, 64, socket.MSG_CMSG_CLOEXEC)
+        message, fds, _ = passing.receive(self._line, 16, 64)
         if not message:
             os._exit(125)
         return message, fds

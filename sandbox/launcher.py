@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import credentials, landlock, rlimits, seccomp, syscalls
+from sandbox import credentials, landlock, passing, rlimits, seccomp, syscalls
 from sandbox.cgroup import Leaf
 from sandbox.errors import LaunchFailed, SandboxError
 from sandbox.job import Job
@@ -229,7 +229,7 @@ class Launcher:
     def _receive(self) -> None:
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self._control, 65536, 8, socket.MSG_CMSG_CLOEXEC)
+                data, fds, _ = passing.receive(self._control, 65536, 8)
             except BlockingIOError:
                 return
             except OSError:

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 
-from sandbox import broker_lockdown
+from sandbox import broker_lockdown, passing
 
 LIFETIME = 5  # seconds of wall time for one lookup
 MAX_ADDRESSES = 16
@@ -90,7 +90,7 @@ def unpack(answer: bytes) -> list[tuple[int, bytes]]:
 
 def _serve(requests: socket.socket) -> None:
     while True:
-        host, fds, _flags, _address = socket.recv_fds(requests, 256, 1, socket.MSG_CMSG_CLOEXEC)
+        host, fds, _ = passing.receive(requests, 256, 1)
         if not host or not fds:
             return
         if os.fork() == 0:

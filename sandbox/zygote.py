@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 
-from sandbox import confine, credentials, syscalls
+from sandbox import confine, credentials, passing, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Zygote:
         socket.send_fds(self._control, [marshal.dumps(message)], fds or [])
 
     def _request(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE, _FDS, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _ = passing.receive(self._control, _MESSAGE, _FDS)
         if not data:
             return False
         _, cell, stage = marshal.loads(data)  # noqa: S302 - written by the supervisor

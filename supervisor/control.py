@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sandbox import passing
 from supervisor.cli import exits
 
 if TYPE_CHECKING:
@@ -305,9 +306,7 @@ async def _receive(conn: socket.socket, fds: list[int]) -> bytes:
         if line:
             part = conn.recv(room)
         else:
-            part, taken, flags, _address = socket.recv_fds(
-                conn, room, FDS_MAX, socket.MSG_CMSG_CLOEXEC
-            )
+            part, taken, flags = passing.receive(conn, room, FDS_MAX)
             fds.extend(taken)
             if flags & socket.MSG_CTRUNC:
                 raise ControlError("bad_request", f"more than {FDS_MAX} descriptors")

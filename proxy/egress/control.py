@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import enum
@@ -12,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from proxy import passing
 from proxy.errors import ProxyError
 
 SIZE_MAX = 4096
@@ -64,15 +64,11 @@ class Control:
 
     def _readable(self) -> None:
         try:
-            # recvmsg(2) installs the descriptors close-on-exec.
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                SIZE_MAX, socket.CMSG_SPACE(4 * _DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-            )
+            data, handed, flags = passing.receive(self._sock, SIZE_MAX, _DESCRIPTORS)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data, ancillary, flags = b"", [], 0
-        handed = _descriptors(ancillary)
+            data, handed, flags = b"", [], 0
         if not data:
             _close(handed)
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
@@ -99,14 +95,6 @@ class Control:
         except (ProxyError, OSError):
             return Answer.FAILED
         return Answer.OK
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    found = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
 
 
 def _close(descriptors: list[int]) -> None:

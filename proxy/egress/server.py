@@ -11,6 +11,7 @@ from typing import Any
 
 from uvicorn.server import ServerState
 
+from proxy import passing
 from proxy.audit import AuditLog, AuditUnwritable
 from proxy.dial import Broker
 from proxy.errors import BrokerLost, ProxyError
@@ -167,7 +168,7 @@ class EgressServer:
         try:
             async with asyncio.timeout(_KEYS_TIME):
                 await ready
-            _, fds, _, _ = socket.recv_fds(sock, 64, 1, socket.MSG_CMSG_CLOEXEC)
+            _, fds, _ = passing.receive(sock, 64, 1)
             try:
                 if len(fds) != 1:
                     raise ControlError(Answer.WRONG_DESCRIPTORS)
