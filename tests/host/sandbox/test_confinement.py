@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import credentials, syscalls
+from sandbox.errors import LaunchFailed
 from sandbox.plan import Bind
 from tests.host.sandbox.conftest import PYTHON, Cell
 
@@ -142,6 +143,32 @@ def test_workload_gets_no_descriptor_but_the_planned(cell: Cell) -> None:
         os.close(secret)
     # 3 is the listing itself.
     assert result.out == "[0, 1, 2, 3]\n"
+
+
+def test_the_environment_is_the_plans_and_nothing_of_ours(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_PRELOAD_OF_THE_SUPERVISOR", "secret")
+    code = "import os\nprint(sorted(os.environ.items()))"
+    assert "LD_PRELOAD_OF_THE_SUPERVISOR" in outside(code)
+    given = (("HOME", "/"), ("LANG", "C.UTF-8"))
+    assert cell.run(code, environment=given).out == f"{sorted(given)}\n"
+
+
+def test_the_working_directory_is_entered_as_the_workload(cell: Cell, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o755)
+    mount = Bind(str(data), "/data", ("read",))
+    code = "import os\nprint(os.getcwd())"
+    assert cell.run(code, mount, cwd="/data").out == "/data\n"
+    data.chmod(0o700)  # root's: the workload's uid may not enter it
+    with pytest.raises(LaunchFailed) as failure:
+        cell.run(code, mount, cwd="/data")
+    assert failure.value.step == "after the uid change"
+    assert "PermissionError" in str(failure.value)
+    with pytest.raises(LaunchFailed, match="FileNotFoundError"):
+        cell.run(code, cwd="/no/such/directory")
 
 
 MAP = "import mmap\nmmap.mmap(-1, 4096, prot=7)\nprint('mapped')"
