@@ -40,6 +40,8 @@ def processes() -> Known:
 def free(pid: int) -> bool:
     """Whether it runs a program of its own without filter or with a right to gain more."""
     try:
+        if Path(f"/proc/{pid}/comm").read_text().startswith("("):
+            return False  # systemd's own child, on its way to the supervisor's first instruction
         program = Path(f"/proc/{pid}/cmdline").read_bytes()
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
