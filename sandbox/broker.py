@@ -140,18 +140,19 @@ class BrokerHandle:
         return received
 
     def _answer(self, number: int) -> list[int]:
-        while True:
-            try:
-                raw, fds, _ = passing.receive(self.control, CONTROL_MAX, 1)
-            except OSError as error:
-                raise _gone(error) from error
-            if not raw:
-                raise _gone(None)
-            answer = json.loads(raw)
-            if answer["id"] == number:
-                break
-            for fd in fds:  # the late answer to an order that timed out
-                os.close(fd)
+        try:
+            raw, fds, _ = passing.receive(self.control, CONTROL_MAX, 1)
+        except TimeoutError as error:
+            # Stopped or hanging: it is as good as dead, and no order waits for it again.
+            self.control.shutdown(socket.SHUT_RDWR)
+            raise _gone(error) from error
+        except OSError as error:
+            raise _gone(error) from error
+        if not raw:
+            raise _gone(None)
+        answer = json.loads(raw)
+        if answer["id"] != number:
+            raise BrokerError("broker_gone", "the broker answered another order")
         if "error" in answer:
             code, text = answer["error"]
             raise BrokerError(code, text)

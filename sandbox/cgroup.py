@@ -193,9 +193,10 @@ class Leaf:
                 self.path.rmdir()
             except FileNotFoundError:
                 return
-            except OSError:  # EBUSY: the last task is still being reaped
+            except OSError:  # EBUSY: the last task is being reaped, or one was just put in
                 if time.monotonic() > deadline:
                     raise
+                (self.path / "cgroup.kill").write_text("1")
                 time.sleep(0.001)
             else:
                 return

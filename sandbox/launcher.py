@@ -23,7 +23,8 @@ from sandbox.errors import LaunchFailed, SandboxError
 from sandbox.job import Job
 from sandbox.plan import Bind, Device, Mount, SandboxPlan, Symlink, Tmpfs
 
-_LAUNCH_TIME = 10.0  # seconds for all steps; they take milliseconds
+_LAUNCH_TIME = 10.0  # seconds without a word; all steps together take milliseconds
+_EXIT_TIME = 1.0  # seconds until the zygote has told of a death that the kernel has seen
 
 
 class Cell:
@@ -52,6 +53,15 @@ class Cell:
         self._loop = loop
         line.setblocking(False)
         loop.add_reader(line.fileno(), self.hear)
+
+    @property
+    def stage(self) -> str:
+        """The step it is at, as far as can be told without its own word."""
+        if not self.spawned.done():
+            return "spawn"
+        if not self.confined.done():
+            return "confine"
+        return "execute" if self.ready.done() else "seccomp"
 
     def hear(self) -> None:
         """Take what it has said so far."""
@@ -144,20 +154,28 @@ class Launcher:
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def spawn(self, leaf: Leaf) -> Cell:
-        """A process in `leaf` that waits to be told what to become; it may wait for long."""
+        """A process in `leaf` that waits to be told what to become; it may wait for long.
+
+        Raises OSError without a descriptor left, SandboxError if the zygote is gone or full.
+        """
         self._number += 1
-        fd = leaf.open()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        cell = self._cells[self._number] = Cell(self._number, leaf, ours, self._loop)
-        try:
-            order = ("spawn", cell.number, str(self._stage))
-            socket.send_fds(self._control, [marshal.dumps(order)], [fd, theirs.fileno()])
-        except OSError as error:
-            cell.close()
-            raise _lost() from error
-        finally:
-            os.close(fd)
-            theirs.close()
+        with theirs:
+            try:
+                fd = leaf.open()
+            except BaseException:
+                ours.close()
+                raise
+            cell = Cell(self._number, leaf, ours, self._loop)
+            try:
+                order = ("spawn", cell.number, str(self._stage))
+                socket.send_fds(self._control, [marshal.dumps(order)], [fd, theirs.fileno()])
+            except OSError as error:
+                cell.close()
+                raise _busy() if isinstance(error, BlockingIOError) else _lost() from error
+            finally:
+                os.close(fd)
+        self._cells[cell.number] = cell
         return cell
 
     def confine(self, cell: Cell, plan: SandboxPlan) -> None:
@@ -191,19 +209,28 @@ class Launcher:
         outside = [fd for fd in stdio if fd != -1]
         kind = b"n" if stdio[0] == -1 else b"d"
         cell.tell(kind, [*outside, *(fds[name] for name in plan.fds)])
-        try:
-            async with asyncio.timeout(_LAUNCH_TIME):
-                pid, pidfd, netns = await asyncio.shield(cell.spawned)
-                report = await asyncio.shield(cell.confined)
-        except TimeoutError:
-            raise LaunchFailed(cell.name, "unknown", f"no word for {_LAUNCH_TIME} s") from None
+        pid, pidfd, netns = await _word(cell, cell.spawned)
+        report = await _word(cell, cell.confined)
         return Running(plan, cell, pid, pidfd, netns, report)
+
+    async def filtered(self, running: Running) -> None:
+        """Wait until it is under its filters. Raises LaunchFailed."""
+        await _word(running.cell, running.cell.ready)
 
     async def release(self, running: Running) -> None:
         """Let the workload execute its first instruction. Raises LaunchFailed if exec fails."""
-        await asyncio.shield(running.cell.ready)
+        await self.filtered(running)
         running.cell.tell(b"g")
-        await asyncio.shield(running.cell.running)
+        await _word(running.cell, running.cell.running)
+
+    async def end(self, running: Running) -> tuple[int, int]:
+        """Kill everything in its cgroup; its exit code and signal."""
+        running.leaf.kill()
+        try:
+            async with asyncio.timeout(_EXIT_TIME):
+                return await asyncio.shield(running.exited)
+        except TimeoutError:  # the kernel says that it is dead; the zygote is stopped or hangs
+            return -1, signal.SIGKILL
 
     def abort(self, cell: Cell) -> None:
         """Kill a cell that was never released; or at its next word, if it is not there yet."""
@@ -246,19 +273,23 @@ class Launcher:
                 self._handle(kind, self._cells[number], rest, fds)
 
     def _handle(self, kind: str, cell: Cell, rest: list[Any], fds: list[int]) -> None:
-        if kind == "spawned":
+        if kind == "spawned" and len(fds) == 2:
             cell.spawned.set_result((rest[0], *fds))
+        elif kind == "spawned":  # recvmsg(2) drops what finds no place
+            for fd in fds:
+                os.close(fd)
+            cell.fail(LaunchFailed(cell.name, "spawn", "no descriptor left in the supervisor"))
         elif kind == "failed":
             step, reason = rest
             cell.fail(LaunchFailed(cell.name, step, reason))
-            if step == "clone3":  # there is no process to exit
+            if step == "spawn":  # there is no process to exit
                 cell.exited.set_result((-1, 0))
                 del self._cells[cell.number]
         elif kind == "exit":
             cell.hear()  # its last words
             code, number = rest
             reason = f"exit code {code}, signal {number}"
-            cell.fail(LaunchFailed(cell.name, "execute", reason))
+            cell.fail(LaunchFailed(cell.name, cell.stage, reason))
             cell.exited.set_result((code, number))
             del self._cells[cell.number]
 
@@ -274,8 +305,26 @@ def _close_spawned(spawned: asyncio.Future[tuple[int, int, int]]) -> None:
             os.close(fd)
 
 
+async def _word(cell: Cell, word: asyncio.Future[Any]) -> Any:
+    """The answer that `word` waits for; nobody waits for ever."""
+    try:
+        async with asyncio.timeout(_LAUNCH_TIME):
+            return await asyncio.shield(word)
+    except TimeoutError:
+        reason = f"no word for {_LAUNCH_TIME:g} s: it hangs, or the launcher process is stopped"
+        raise LaunchFailed(cell.name, cell.stage, reason) from None
+
+
 def _lost() -> SandboxError:
     return SandboxError("zygote_lost", "the launcher process died", "restart anchorhold")
+
+
+def _busy() -> SandboxError:
+    return SandboxError(
+        "zygote_busy",
+        "the launcher process takes no more orders: it hangs or is stopped",
+        "look at the process anchor-launcher: continue it, or restart anchorhold",
+    )
 
 
 def flatten(plan: SandboxPlan, abi: int, last_capability: int) -> Job:

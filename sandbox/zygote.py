@@ -15,6 +15,7 @@ Messages, SEQPACKET, marshal tuples; both ends are this same image.
 
 from __future__ import annotations
 
+import errno
 import gc
 import marshal
 import os
@@ -82,21 +83,25 @@ class Zygote:
             return False
         _, cell, stage = marshal.loads(data)  # noqa: S302 - written by the supervisor
         try:
+            if len(fds) != 2:  # recvmsg(2) drops what finds no place
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "launcher")
             self._spawn(cell, stage, *fds)
+        except OSError as error:
+            self._send(("failed", cell, "spawn", str(error)))
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
     def _spawn(self, cell: int, stage: str, cgroup: int, sync: int) -> None:
+        """Raises OSError if there is no child."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup)
-        except OSError as error:
-            self._send(("failed", cell, "clone3", str(error)))
-            return
+        pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup)
         if pid == 0:
-            confine.run_child(sync, theirs.detach(), stage)
+            try:
+                confine.run_child(sync, theirs.detach(), stage)
+            finally:  # whatever happens, no child goes on as another launcher
+                os._exit(126)
         theirs.close()
         child = _Child(cell, pid, pidfd, ours)
         for fd in (pidfd, ours.fileno()):
@@ -104,8 +109,9 @@ class Zygote:
             self._poll.register(fd, select.POLLIN)
         try:
             netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:  # killed already; its exit follows
+        except OSError as error:  # no descriptor left, or killed already; its exit follows
             self._send(("failed", cell, "network namespace", str(error)))
+            _kill(child)
             return
         self._send(("spawned", cell, pid), [pidfd, netns])
         os.close(netns)
@@ -117,7 +123,11 @@ class Zygote:
         except OSError:
             message = b""
         if message:
-            _map_ids(child, *marshal.loads(message))  # noqa: S302 - our own child, before its exec
+            try:
+                _map_ids(child, *marshal.loads(message))  # noqa: S302 - our own child, before exec
+            except OSError as error:  # it is killed already, or may not go on without its map
+                self._send(("failed", child.cell, "user namespace", str(error)))
+                _kill(child)
         else:
             self._forget(child.line.fileno())
             child.line.close()
@@ -139,20 +149,20 @@ class Zygote:
 
 
 def _map_ids(child: _Child, uid: int, gid: int) -> None:
-    try:
-        for name, value in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
-            fd = os.open(f"/proc/{child.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
-        child.line.send(b"u", socket.MSG_NOSIGNAL)
-    except OSError:
-        _kill(child)  # killed already, or it may not go on without its map
+    for name, value in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        path = f"/proc/{child.pid}/{name}"
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{path}: {value}") from None
+        finally:
+            os.close(fd)
+    child.line.send(b"u", socket.MSG_NOSIGNAL)
 
 
 def _kill(child: _Child) -> None:

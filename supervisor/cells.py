@@ -79,7 +79,7 @@ class Cells:
             running = await launching
             seen = (plan, cell.leaf, running.pid, running.report, self._waived)
             findings = verify.inspect(*seen, unreleased=True)
-            await asyncio.shield(cell.ready)
+            await self._launcher.filtered(running)
             findings.append(verify.inspect_filters(plan, running.pid))
             wrong = [f"{f.layer}: {f.evidence}" for f in findings if f.verdict == "FAIL"]
             if wrong:
@@ -93,7 +93,7 @@ class Cells:
             undo.pop_all()
         # Ready-made for the next launch, while nobody waits for it.
         with suppress(SandboxError, OSError):  # the next launch will say what is wrong
-            self._spare = self._spare or self._launcher.spawn(self._tree.leaf())
+            self._spare = self._spare or self._spawn()
         return running
 
     async def to_its_end(self, running: Running, timeout: float) -> tuple[int, int]:
@@ -103,8 +103,7 @@ class Cells:
             async with asyncio.timeout(timeout):
                 ended = await asyncio.shield(running.exited)
         except TimeoutError:
-            running.leaf.kill()
-            ended = await running.exited
+            ended = await self._launcher.end(running)
         finally:
             del self._short[running.leaf.id]
             self.clean_up(running)
@@ -135,15 +134,24 @@ class Cells:
             self._discard(cell)
             self._spare = cell = None
         if cell is None or (cell.plan is not None and cell.plan is not plan):
-            return self._launcher.spawn(self._tree.leaf())
+            return self._spawn()
         self._spare = None
         return cell
 
+    def _spawn(self) -> Cell:
+        leaf = self._tree.leaf()
+        try:
+            return self._launcher.spawn(leaf)
+        except BaseException:
+            leaf.destroy()
+            raise
+
     def _discard(self, cell: Cell) -> None:
-        with suppress(SandboxError):
+        try:
             self._launcher.abort(cell)
-        cell.leaf.destroy()
-        cell.close()
+            cell.leaf.destroy()
+        finally:
+            cell.close()
 
     def _rules(self, compiled: CompiledPolicy, trial: bool) -> WatchRules:
         watch = compiled.watch

@@ -178,9 +178,7 @@ class Lifecycle:
                 async with asyncio.timeout(_STOP_TIME):
                     await asyncio.shield(running.exited)
         if not running.exited.done():
-            running.leaf.kill()
-            if not lost:
-                await asyncio.shield(running.exited)
+            await self._of.launcher.end(running)
 
     async def serving(self, workload: Workload, seconds: float = 10.0) -> bool:
         """Wait until it listens on every port of its policy; False: not in time, or it ended.
