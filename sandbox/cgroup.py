@@ -185,18 +185,18 @@ class Leaf:
         self._wait("populated", "0", timeout)
 
     def destroy(self, timeout: float = 5.0) -> None:
-        """Kill what runs and remove the leaf."""
-        self.kill(timeout)
+        """Kill what runs and remove the leaf, if it is still there. An empty one costs no
+        descriptor: it can be removed also where none is left."""
         deadline = time.monotonic() + timeout
         while True:
             try:
                 self.path.rmdir()
             except FileNotFoundError:
                 return
-            except OSError:  # EBUSY: the last task is being reaped, or one was just put in
+            except OSError:  # EBUSY: something runs in it, or the last task is still being reaped
                 if time.monotonic() > deadline:
                     raise
-                (self.path / "cgroup.kill").write_text("1")
+                self.kill(timeout)
                 time.sleep(0.001)
             else:
                 return

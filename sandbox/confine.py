@@ -273,7 +273,8 @@ def _arrange_descriptors(
 def _dup_above(fd: int, minimum: int) -> int:
     copy: int = _libc.fcntl(fd, _F_DUPFD_CLOEXEC, minimum)
     if copy == -1:
-        raise OSError(ctypes.get_errno(), "F_DUPFD_CLOEXEC", str(fd))
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), f"descriptor {fd}")
     return copy
 
 

@@ -44,7 +44,7 @@ class Cell:
         self.name = "spare cell"  # until it is told what to become
         self.plan: SandboxPlan | None = None
         self.told = 0.0  # when, by the loop's clock
-        self.failed = False
+        self.failed = self.released = False
         self.spawned: asyncio.Future[tuple[int, int, int]] = loop.create_future()
         self.confined: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -82,7 +82,8 @@ class Cell:
                 self.fail(LaunchFailed(self.name, step, reason))
             else:
                 self.hang_up()
-                _settle(self.running, None)
+                if self.released:  # otherwise it is dead; its exit follows
+                    _settle(self.running, None)
 
     def tell(self, message: bytes, fds: list[int] | None = None) -> None:
         """Say something to it. If it is dead, its exit says so."""
@@ -220,6 +221,7 @@ class Launcher:
     async def release(self, running: Running) -> None:
         """Let the workload execute its first instruction. Raises LaunchFailed if exec fails."""
         await self.filtered(running)
+        running.cell.released = True
         running.cell.tell(b"g")
         await _word(running.cell, running.cell.running)
 
@@ -273,9 +275,9 @@ class Launcher:
                 self._handle(kind, self._cells[number], rest, fds)
 
     def _handle(self, kind: str, cell: Cell, rest: list[Any], fds: list[int]) -> None:
-        if kind == "spawned" and len(fds) == 2:
+        if kind == "spawned" and len(fds) == 2 and not cell.failed:
             cell.spawned.set_result((rest[0], *fds))
-        elif kind == "spawned":  # recvmsg(2) drops what finds no place
+        elif kind == "spawned":  # recvmsg(2) drops what finds no place, or its own word came first
             for fd in fds:
                 os.close(fd)
             cell.fail(LaunchFailed(cell.name, "spawn", "no descriptor left in the supervisor"))

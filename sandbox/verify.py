@@ -38,7 +38,11 @@ class _Process:
         self._directory = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def __enter__(self) -> _Process:
-        self.status = self._status()
+        try:
+            self.status = self._status()
+        except BaseException:  # it is gone, or no descriptor is left: nobody leaves what we enter
+            os.close(self._directory)
+            raise
         return self
 
     def __exit__(

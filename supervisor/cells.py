@@ -59,8 +59,9 @@ class Cells:
         """One process under `plan`, verified and released. Nothing is left behind on failure.
 
         `config` and `extra` are for its planned descriptors (see Outfitter); `connect` gives its
-        network what the policy says and undoes that itself on failure; a `trial` is watched down to
-        its denials. Raises SandboxError, ProbeError, OSError, and what `connect` raises.
+        network what the policy says, and whoever passes it undoes that on failure; a `trial` is
+        watched down to its denials. Raises SandboxError, ProbeError, OSError, and what `connect`
+        raises.
         """
         if plan is compiled.sandbox:
             self._launcher.prepare(plan)

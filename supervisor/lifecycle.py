@@ -105,11 +105,7 @@ class Lifecycle:
         of, compiled = self._of, workload.compiled
 
         async def connect(running: Running, given: Descriptors) -> None:
-            try:
-                await self._connect(workload, running, given)
-            except BaseException:
-                self._disconnect(workload)
-                raise
+            await self._connect(workload, running, given)
 
         extra = of.watching.reader_fds() if workload.id == READER else {}
         try:
@@ -118,6 +114,10 @@ class Lifecycle:
                 return await of.cells.launch(
                     compiled, compiled.sandbox, stdio, config, extra, connect
                 )
+        except BaseException:
+            self._disconnect(workload)
+            self._callers.forget(workload.id)
+            raise
         finally:
             for fd in extra.values():
                 os.close(fd)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,14 +18,8 @@ from sandbox import verify, zygote
 from sandbox.cgroup import Slice, find_mount
 from sandbox.launcher import Launcher, Running
 from sandbox.plan import SandboxPlan
-from supervisor.host import load_host
-from supervisor.policy.compile import compile_policies
-from supervisor.policy.context import host_context
-from supervisor.policy.parse import load_directory
-
-ROOT = Path(__file__).resolve().parents[3]
-WAIVED = frozenset({"memory", "pids", "cpu"})
-PYTHON = "/usr/bin/python3"
+from tests.host.sandbox.faultrig import Rig, Saboteur
+from tests.host.sandbox.stand import PYTHON, WAIVED, compile_shipped
 
 
 @dataclass
@@ -106,20 +99,7 @@ class Cell:
 
 def shipped_plan(directory: Path, workload: str) -> SandboxPlan:
     """The plan of a shipped policy, with this tree as the installed application."""
-    text = (ROOT / "policies/hosts/demo.toml").read_text()
-    for key, value in {"app": ROOT, "policies": ROOT / "policies", "runtime": ROOT / ".runtime",
-                       "state": directory, "run": directory}.items():  # fmt: skip
-        text = re.sub(rf"(?m)^{key} +=.*$", f'{key} = "{value}"', text)
-    (directory / "host.toml").write_text(text)
-    host = load_host(directory / "host.toml")
-    policies, errors = load_directory(host.paths.policies)
-    assert not errors
-    tokens = {policy.id: f"anchorhold-placeholder-{'0' * 32}" for policy in policies}
-    compiled = compile_policies(policies, host, host_context(policies, host, tokens))
-    plan = compiled[workload].sandbox
-    # The channel's socket is another room's business: here nobody serves it.
-    mounts = tuple(m for m in plan.mounts if not str(getattr(m, "source", "")).endswith(".sock"))
-    return dataclasses.replace(plan, mounts=mounts)
+    return compile_shipped(directory, workload).sandbox
 
 
 @pytest.fixture
@@ -128,3 +108,18 @@ def cell(tmp_path: Path) -> Iterator[Cell]:
     made = Cell(shipped_plan(tmp_path, "adapter.rest"), tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    made = Rig(tmp_path_factory.mktemp("faults"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def rig(shared: Rig) -> Iterator[Rig]:
+    yield shared
+    Saboteur.refuse()
+    shared.works()
+    shared.left_nothing()
