@@ -70,7 +70,9 @@ class Cell:
                 message = self.line.recv(4096)
             except BlockingIOError:
                 return
-            except OSError:  # killed with our last message unread
+            except ConnectionResetError:  # it left our last message unread; its own still come
+                continue
+            except OSError:
                 message = b""
             kind = message[:1]
             if kind == b"C":
@@ -283,6 +285,7 @@ class Launcher:
             cell.fail(LaunchFailed(cell.name, "spawn", "no descriptor left in the supervisor"))
         elif kind == "failed":
             step, reason = rest
+            cell.hear()  # it may have said itself what went wrong
             cell.fail(LaunchFailed(cell.name, step, reason))
             if step == "spawn":  # there is no process to exit
                 cell.exited.set_result((-1, 0))

@@ -109,7 +109,9 @@ class Zygote:
             self._poll.register(fd, select.POLLIN)
         try:
             netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:  # no descriptor left, or killed already; its exit follows
+        except FileNotFoundError:
+            return  # it has ended already; its exit follows
+        except OSError as error:  # no descriptor left
             self._send(("failed", cell, "network namespace", str(error)))
             _kill(child)
             return
