@@ -69,7 +69,8 @@ def maps(slots: int = layout.SLOTS) -> Watch:
 class Stand:
     """Everything for launches of one policy; needs a running loop.
 
-    `volume` is the one place where the workload may write; `plan` makes a plan for a command.
+    `tree` is the name of the slice. `volume` is the one place where the workload may write; `plan`
+    makes a plan for a command.
     """
 
     def __init__(
@@ -77,19 +78,19 @@ class Stand:
         directory: Path,
         zygote: tuple[int, socket.socket],
         broker: BrokerHandle,
-        workload: str = "adapter.rest",
+        tree: str = "",
     ) -> None:
         self.zygote, control = zygote
         self.broker = broker
         self.directory = directory
-        self.compiled = compile_shipped(directory, workload)
+        self.compiled = compile_shipped(directory, "adapter.rest")
         self.volume = directory / "volume"
-        self.volume.mkdir()
+        self.volume.mkdir(exist_ok=True)
         self.volume.chmod(0o777)
         directory.chmod(0o711)
         stage = directory / "stage"
-        stage.mkdir()
-        self.slice = Slice(find_mount() / f"anchorhold-test-{os.getpid()}")
+        stage.mkdir(exist_ok=True)
+        self.slice = Slice(find_mount() / (tree or f"anchorhold-test-{os.getpid()}"))
         self.launcher = Launcher(control, stage)
         self.watching = Watching(directory / "bpf", self.slice, lambda _: None, denials=False)
         self.watch(maps())
