@@ -1,16 +1,19 @@
-"""The cgroups of all workloads, and one workload's leaf among them: limits, freeze, kill.
+"""The cgroups of all workloads, and one workload's leaf among them: freeze, kill, remove.
 
 Source: the kernel's Documentation/admin-guide/cgroup-v2.rst. Python's cgroupspy knows only v1.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from collections.abc import Collection
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
-from sandbox import delegation
+from sandbox import cgroup_events, delegation, limits, usage
 from sandbox.errors import SandboxError
 from sandbox.plan import Limits
 
@@ -49,23 +52,9 @@ def make_room(name: str) -> Path:
 def _enable_controllers(path: Path) -> frozenset[str]:
     """Let the cgroups below `path` have the controllers that it has itself; their names."""
     found = frozenset((path / "cgroup.controllers").read_text().split())
-    if wanted := found & {"memory", "pids", "cpu", "io"}:
+    if wanted := found & {"memory", "pids", "cpu", "io", "cpuset"}:
         (path / "cgroup.subtree_control").write_text(" ".join(f"+{c}" for c in sorted(wanted)))
     return found
-
-
-def limit_files(limits: Limits) -> dict[str, str]:
-    """The controller files and the values that `limits` asks for."""
-    files: dict[str, str] = {}
-    if limits.memory is not None:
-        files["memory.max"] = str(limits.memory)
-        files["memory.swap.max"] = "0"
-        files["memory.oom.group"] = "1"
-    if limits.pids is not None:
-        files["pids.max"] = str(limits.pids)
-    if limits.cpu is not None:
-        files["cpu.max"] = f"{round(limits.cpu * 100_000)} 100000"
-    return files
 
 
 class Slice:
@@ -75,8 +64,7 @@ class Slice:
         self.path = path
         self._last = 0
         path.mkdir(exist_ok=True)
-        for left in path.glob("cell-*"):  # of a supervisor that was killed
-            Leaf(left).destroy()
+        self._clear()  # of a supervisor that was killed
         self.controllers = _enable_controllers(path)
 
     def leaf(self) -> Leaf:
@@ -93,47 +81,39 @@ class Slice:
 
     def remove(self) -> None:
         """Remove the slice and every leaf in it; kills what still runs there."""
-        for path in self.path.glob("cell-*"):
-            Leaf(path).destroy()
+        self._clear()
         self.path.rmdir()
+
+    def _clear(self) -> None:
+        leaves = [Leaf(path) for path in self.path.glob("cell-*")]
+        for leaf in leaves:  # all at once, and only then wait for each
+            leaf.kill()
+        for leaf in leaves:
+            leaf.destroy()
 
 
 class Leaf:
-    """One workload's cgroup."""
+    """One workload's cgroup.
+
+    `kill` and `freeze` ask the kernel and return at once; `empty` and `still` wait for it to be
+    done. `destroy` and `remove` do both and take the cgroup away: the one blocks, the other is for
+    the event loop. Waits raise SandboxError `cgroup_timeout`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @property
+    @cached_property
     def id(self) -> int:
         """The kernel's cgroup id, as eBPF sees it (the inode number of the directory)."""
         return self.path.stat().st_ino
 
-    def apply(self, limits: Limits, waived: frozenset[str]) -> list[str]:
+    def apply(self, wanted: Limits, waived: Collection[str]) -> list[str]:
         """Write the limits and read them back; controllers in `waived` may be absent.
 
         Returns the limits that are not in force. Raises SandboxError `limit_not_applied`.
         """
-        missing = []
-        for name, value in limit_files(limits).items():
-            target = self.path / name
-            if not target.exists():
-                if name.split(".")[0] not in waived:
-                    raise SandboxError(
-                        "limit_not_applied",
-                        f"{name}: this host has no cgroup v2 {name.split('.')[0]} controller",
-                        "boot with a pure cgroup v2 tree, or waive it by name in the host file",
-                    )
-                missing.append(name)
-                continue
-            target.write_text(value)
-            if (found := target.read_text().strip()) != value:
-                raise SandboxError(
-                    "limit_not_applied", f"{name}: wrote {value}, kernel says {found}"
-                )
-        for name in ("cgroup.max.descendants", "cgroup.max.depth"):
-            (self.path / name).write_text("0")
-        return missing
+        return limits.apply(self.path, wanted, waived)
 
     def open(self) -> int:
         """A directory fd for CLONE_INTO_CGROUP."""
@@ -146,57 +126,62 @@ class Leaf:
     @property
     def out_of_memory(self) -> bool:
         """Whether the kernel killed in it because of memory.max; False where that is waived."""
-        events = self.path / "memory.events"
-        if not events.exists():
-            return False
-        return dict(line.split() for line in events.read_text().splitlines())["oom_kill"] != "0"
+        return bool(usage.events(self.path, "memory.events").get("oom_kill"))
 
-    def _event(self, name: str) -> str:
-        for line in (self.path / "cgroup.events").read_text().splitlines():
-            key, value = line.split()
-            if key == name:
-                return value
-        raise SandboxError("cgroup_event", f"{self.path}/cgroup.events has no {name}")
+    def freeze(self) -> None:
+        """Stop every task; `still` waits until the kernel says that it did."""
+        self._ask("cgroup.freeze", "1")
 
-    def _wait(self, name: str, value: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while self._event(name) != value:
-            if time.monotonic() > deadline:
-                raise SandboxError("cgroup_timeout", f"{self.path.name}: {name} is not {value}")
-            time.sleep(0.001)
-
-    def freeze(self, timeout: float = 2.0) -> None:
-        """Stop every task and wait until the kernel says so."""
-        (self.path / "cgroup.freeze").write_text("1")
-        self._wait("frozen", "1", timeout)
+    def thaw(self) -> None:
+        """Undo freeze."""
+        self._ask("cgroup.freeze", "0")
 
     @property
     def frozen(self) -> bool:
         """Whether every task in it is stopped."""
-        return self._event("frozen") == "1"
+        return cgroup_events.says(self.path, "frozen", "1")
 
-    def thaw(self) -> None:
-        """Undo freeze."""
-        (self.path / "cgroup.freeze").write_text("0")
+    async def still(self, timeout: float = 2.0) -> None:
+        """Wait until every task in it is stopped."""
+        await cgroup_events.reached(self.path, "frozen", "1", timeout)
 
-    def kill(self, timeout: float = 5.0) -> None:
-        """Kill every task, safe against concurrent forks (cgroup.kill, 5.14); wait until empty."""
-        (self.path / "cgroup.kill").write_text("1")
-        self._wait("populated", "0", timeout)
+    def kill(self) -> None:
+        """Kill every task, safe against concurrent forks (cgroup.kill, 5.14)."""
+        self._ask("cgroup.kill", "1")
+
+    async def empty(self, timeout: float = 5.0) -> None:
+        """Wait until no task is left."""
+        await cgroup_events.reached(self.path, "populated", "0", timeout)
 
     def destroy(self, timeout: float = 5.0) -> None:
         """Kill what runs and remove the leaf, if it is still there. An empty one costs no
         descriptor: it can be removed also where none is left."""
         deadline = time.monotonic() + timeout
-        while True:
-            try:
-                self.path.rmdir()
-            except FileNotFoundError:
-                return
-            except OSError:  # EBUSY: something runs in it, or the last task is still being reaped
-                if time.monotonic() > deadline:
-                    raise
-                self.kill(timeout)
-                time.sleep(0.001)
-            else:
-                return
+        while not self._taken_away(deadline):
+            self.kill()
+            cgroup_events.wait(self.path, "populated", "0", timeout)
+
+    async def remove(self, timeout: float = 5.0) -> None:
+        """`destroy` without holding up the event loop."""
+        deadline = time.monotonic() + timeout
+        while not self._taken_away(deadline):
+            self.kill()
+            await self.empty(timeout)
+
+    def _taken_away(self, deadline: float) -> bool:
+        try:
+            self.path.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as error:  # EBUSY: somebody was cloned into it since it was empty
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            return False
+        return True
+
+    def _ask(self, file: str, value: str) -> None:
+        try:
+            (self.path / file).write_text(value)
+        except OSError as error:  # a cgroup that was removed has nothing in it to stop
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise

@@ -230,6 +230,7 @@ class Launcher:
     async def end(self, running: Running) -> tuple[int, int]:
         """Kill everything in its cgroup; its exit code and signal."""
         running.leaf.kill()
+        await running.leaf.empty()
         try:
             async with asyncio.timeout(_EXIT_TIME):
                 return await asyncio.shield(running.exited)

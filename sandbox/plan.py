@@ -91,8 +91,23 @@ class SeccompSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class IoLimits:
+    """Bytes and operations a second on the disks below the host directory `path`; None is none."""
+
+    path: str
+    read: int | None = None
+    write: int | None = None
+    read_ops: int | None = None
+    write_ops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """Resource bounds. Bytes, counts, CPU as a fraction of one core; None is no cgroup limit."""
+    """Resource bounds. Bytes, counts, CPU as a fraction of one core; None is no cgroup limit.
+
+    Above `memory_high` a workload is slowed down, above `memory` it is killed. `cpu_weight` is its
+    part (1 to 10000, 100 if None) where processors are short, `cpus` those that it may run on.
+    """
 
     memory: int | None
     pids: int | None
@@ -100,6 +115,10 @@ class Limits:
     nofile: int = 1024
     fsize: int = 64 << 20
     memlock: int = 0
+    memory_high: int | None = None
+    cpu_weight: int | None = None
+    cpus: tuple[int, ...] = ()
+    io: IoLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from sandbox import credentials, mountinfo, rlimits
-from sandbox.cgroup import Leaf, limit_files
+from sandbox import credentials, limits, mountinfo, rlimits
+from sandbox.cgroup import Leaf
 from sandbox.plan import SandboxPlan
 
 Verdict = Literal["PASS", "DEGRADED", "FAIL"]
@@ -167,17 +167,9 @@ def _cgroup(leaf: Leaf, process: _Process) -> Finding:
 
 
 def _limits(plan: SandboxPlan, leaf: Leaf, waived: frozenset[str]) -> Iterator[Finding]:
-    for name, value in limit_files(plan.limits).items():
-        controller = name.split(".")[0]
-        try:
-            found = (leaf.path / name).read_text().strip()
-        except FileNotFoundError:
-            verdict: Verdict = "DEGRADED" if controller in waived else "FAIL"
-            reason = f"no v2 {controller} controller"
-            reason += f"; waived as cgroup:{controller}" if verdict == "DEGRADED" else ""
-            yield Finding(f"limit {name}", value, reason, verdict)
-        else:
-            yield _finding(f"limit {name}", value, found, found == value)
+    verdicts: dict[str, Verdict] = {"in force": "PASS", "absent": "DEGRADED", "wrong": "FAIL"}
+    for one in limits.look(leaf.path, plan.limits, waived):
+        yield Finding(f"limit {one.file}", one.wanted, one.found, verdicts[one.state])
 
 
 def _namespaces(plan: SandboxPlan, process: _Process) -> Finding:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sandbox.errors import SandboxError
+from sandbox.launcher import Running
 from supervisor.egress import EgressRefused
 from supervisor.keys import HELPER, SOFTWARE_TPM
 from supervisor.policy.plans import CompiledPolicy
@@ -95,5 +96,14 @@ class Callers:
         """Stop whoever may not go on without what has just gone; who is ending ends."""
         for workload in self._of.workloads.values():
             if workload.running and workload.wanted and not self._of.may_run(workload):
-                with suppress(SandboxError, OSError):
-                    workload.running.leaf.freeze()
+                workload.running.leaf.freeze()
+                self._of.lifecycle.spawn(self._stands_still(workload, workload.running))
+
+    async def _stands_still(self, workload: Workload, running: Running) -> None:
+        """What does not freeze in time is not left to run, unless it may again."""
+        try:
+            await running.leaf.still()
+        except SandboxError as error:
+            if not self._of.may_run(workload):
+                self._of.note("freeze", workload.id, "failed", reason=f"{error}; killed")
+                running.leaf.kill()

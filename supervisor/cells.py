@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 
 from probes.rules import WatchRules
 from sandbox import verify
@@ -65,9 +65,9 @@ class Cells:
         """
         if plan is compiled.sandbox:
             self._launcher.prepare(plan)
-        with ExitStack() as undo, ExitStack() as after:
-            cell = self._take(plan)
-            undo.callback(self._discard, cell)
+        async with AsyncExitStack() as undo, AsyncExitStack() as after:
+            cell = await self._take(plan)
+            undo.push_async_callback(self._discard, cell)
             descriptors = self._outfitter.open(plan, config, extra or {})
             after.callback(descriptors.close)
             undo.callback(descriptors.close_ours)
@@ -107,7 +107,7 @@ class Cells:
             ended = await self._launcher.end(running)
         finally:
             del self._short[running.leaf.id]
-            self.clean_up(running)
+            await self.clean_up(running)
         return ended
 
     def kill_short(self, cgroup: int) -> None:
@@ -115,12 +115,17 @@ class Cells:
         if running := self._short.get(cgroup):
             running.leaf.kill()
 
-    def clean_up(self, running: Running) -> None:
-        """Take back what `launch` gave to a process that has ended; kills what is left of it."""
+    async def clean_up(self, running: Running) -> None:
+        """Take back what `launch` gave to a process that has ended; kills what is left of it.
+
+        Raises SandboxError, OSError when its cgroup does not become empty.
+        """
         cgroup = running.leaf.id
-        running.leaf.destroy()
-        self._watching.unregister(cgroup)
-        running.cell.close()
+        try:
+            await running.leaf.remove()
+        finally:
+            self._watching.unregister(cgroup)
+            running.cell.close()
 
     def expect(self, plan: SandboxPlan) -> None:
         """`plan` will probably be launched next, and soon: the spare cell becomes it already."""
@@ -128,12 +133,13 @@ class Cells:
         if self._spare is not None and self._spare.plan is None:
             self._launcher.confine(self._spare, plan)
 
-    def _take(self, plan: SandboxPlan) -> Cell:
+    async def _take(self, plan: SandboxPlan) -> Cell:
         """The spare cell if it can still become `plan`, or a new one."""
         cell = self._spare
         if cell is not None and (cell.failed or self._launcher.age(cell) > _FRESH):
-            self._discard(cell)
-            self._spare = cell = None
+            self._spare = None
+            await self._discard(cell)
+            cell = None
         if cell is None or (cell.plan is not None and cell.plan is not plan):
             return self._spawn()
         self._spare = None
@@ -147,10 +153,10 @@ class Cells:
             leaf.destroy()
             raise
 
-    def _discard(self, cell: Cell) -> None:
+    async def _discard(self, cell: Cell) -> None:
         try:
             self._launcher.abort(cell)
-            cell.leaf.destroy()
+            await cell.leaf.remove()
         finally:
             cell.close()
 

@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sandbox.errors import SandboxError
+from sandbox.limits import block_devices
 from supervisor import trials
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def check(
     `host` adds the waivers and the checks of the installed files. `root` is where /proc, /sys,
     /dev, /usr and /etc are looked for; system calls are always tried on the running kernel.
     """
-    found = [*_cgroup(root), *_kernel(), *_filters(root), *_probes(root), *_secrets(root)]
+    state = host.paths.state if host else None
+    found = [*_cgroup(root, state), *_kernel(), *_filters(root), *_probes(root), *_secrets(root)]
     found += [*_modules(root), *_advice(root)]
     if host:
         found += [*_application(Path(host.paths.app)), *_runtime(Path(host.paths.runtime))]
@@ -124,7 +127,7 @@ def _read(path: Path) -> str | None:
 # --- layers -------------------------------------------------------------------------------------
 
 
-def _cgroup(root: Path) -> Iterator[Guarantee]:
+def _cgroup(root: Path, state: str | None = None) -> Iterator[Guarantee]:
     mount = _cgroup_mount(root)
     where = (
         f"cgroup2 is mounted at {mount}" if mount else "no cgroup2 mount in /proc/self/mountinfo"
@@ -133,15 +136,25 @@ def _cgroup(root: Path) -> Iterator[Guarantee]:
     inside = root / mount.lstrip("/") if mount else root / "nowhere"
     controllers = (_read(inside / "cgroup.controllers") or "").split()
     legacy = _read(root / "proc/self/cgroup") or ""
-    for name in ("memory", "pids", "cpu", "io"):
+    for name in ("memory", "pids", "cpu", "cpuset", "io"):
         v1 = re.search(rf"^\d+:[^:]*\b{'blkio' if name == 'io' else name}\b", legacy, re.MULTILINE)
         instead = "; it is mounted as cgroup v1" if v1 else ""
         evidence = f"cgroup.controllers: {' '.join(controllers) or '(none)'}"
         fix = f"{_UNIFIED}, or waive `cgroup:{name}` in the host file"
         holds = name in controllers
-        yield _guarantee(f"cgroup:{name}", holds, evidence + ("" if holds else instead), fix,
-                         advice=name == "io")  # fmt: skip
+        evidence += "" if holds else instead
+        if name == "io" and holds and state:
+            holds, evidence, fix = _disks(state)
+        yield _guarantee(f"cgroup:{name}", holds, evidence, fix, advice=name == "cpuset")
     yield _cgroup_kill(inside, mount is not None)
+
+
+def _disks(state: str) -> tuple[bool, str, str]:
+    """io.max names a disk: whether the one below the state directory can be told."""
+    try:
+        return True, f"{state} is on {' and '.join(block_devices(state))}", ""
+    except SandboxError as error:
+        return False, str(error), error.fix
 
 
 def _cgroup_kill(mount: Path, mounted: bool) -> Guarantee:

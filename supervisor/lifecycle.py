@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from probes.errors import ProbeError
 from proxy.errors import AuditUnwritable
+from sandbox.cgroup import Leaf
 from sandbox.errors import SandboxError
 from sandbox.launcher import Running
 from supervisor import doctor
@@ -164,7 +165,7 @@ class Lifecycle:
         async with workload.turn:
             if (running := workload.running) is not None:
                 # What was contained must not run again, not even to say goodbye.
-                await self._end(running, at_once=workload.state == "quarantined")
+                await self._end(running, at_once=workload.contained)
                 self._settle(workload, running)
             workload.enter("stopped")
 
@@ -195,17 +196,31 @@ class Lifecycle:
         return False
 
     def contain(self, workload: Workload, reason: str, kill: bool) -> None:
-        """A high-risk call: freeze everything of the workload, or kill it, and say so."""
-        if workload.running is None or workload.state == "quarantined":
+        """A high-risk call: freeze everything of the workload, or kill it, and say so.
+
+        The kernel is told at once. The workload is called quarantined when the kernel has done it.
+        """
+        if workload.running is None or workload.contained:
             return
         workload.wanted = False
-        workload.enter("quarantined", reason)
+        workload.enter("containing", reason)
         leaf = workload.running.leaf
+        leaf.kill() if kill else leaf.freeze()
+        self.spawn(self._contained(workload, leaf, reason, kill))
+
+    async def _contained(self, workload: Workload, leaf: Leaf, reason: str, kill: bool) -> None:
+        verdict = "refused"
         try:
-            leaf.kill() if kill else leaf.freeze()
+            await (leaf.empty() if kill else leaf.still())
         except SandboxError:  # what does not freeze in time is not left to run
             leaf.kill()
-        self._of.note("contain", workload.id, "refused", reason=reason)
+            try:
+                await leaf.empty()
+            except SandboxError as error:
+                verdict, reason = "failed", f"{reason}; {error}"
+        if workload.state == "containing":
+            workload.enter("quarantined", reason)
+        self._of.note("contain", workload.id, verdict, reason=reason)
 
     def spawn(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run `job` beside everything else, whoever asked for it."""
@@ -225,7 +240,7 @@ class Lifecycle:
         how = workload.last_end = _how(code, number, running)
         self._settle(workload, running)
         self._of.note("exit", workload.id, "failed" if code else "allowed", reason=how)
-        if workload.state == "quarantined" or not workload.wanted:
+        if workload.contained or not workload.wanted:
             return
         if code == 0 and workload.compiled.restart != "always":
             workload.enter("stopped")
@@ -239,11 +254,17 @@ class Lifecycle:
         if workload.running is not running:
             return
         workload.running = None
-        self._of.cells.clean_up(running)
+        self.spawn(self._clean_up(workload.id, running))
         self._disconnect(workload)
         self._callers.forget(workload.id)
         if workload.id in (EGRESS, READER):
             self._callers.freeze()
+
+    async def _clean_up(self, id_: str, running: Running) -> None:
+        try:
+            await self._of.cells.clean_up(running)
+        except (SandboxError, OSError) as error:  # tried again when everything ends
+            self._of.note("clean-up", id_, "failed", reason=str(error))
 
     def _crashed(self, workload: Workload, how: str) -> None:
         delay = workload.crashes.add()

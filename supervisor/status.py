@@ -10,6 +10,7 @@ from sandbox import verify
 from sandbox.cgroup import Leaf
 from sandbox.errors import SandboxError
 from sandbox.plan import as_json
+from sandbox.usage import usage
 from supervisor.workload import Workload
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def status(of: Supervisor) -> dict[str, Any]:
             },
         },
         "workloads": workloads,
+        "memory": _headroom(of),
         "policy_errors": [str(error) for error in of.policy_errors],
     }
 
@@ -84,7 +86,7 @@ def _tpm(of: Supervisor) -> dict[str, Any]:
 def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
     policy, plan, running = workload.compiled.policy, workload.compiled.sandbox, workload.running
     layers: list[dict[str, Any]] = []
-    memory, frozen = None, False
+    memory, frozen, used = None, False, None
     if running is not None:
         with suppress(OSError, SandboxError, KeyError):
             findings = verify.inspect(
@@ -93,6 +95,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
             layers = [as_json(finding) for finding in (*findings, _watched(of, running.leaf))]
             memory = resident(running.pid)
             frozen = running.leaf.frozen
+            used = usage(running.leaf.path)
     return {
         "id": workload.id,
         "kind": policy.kind,
@@ -104,9 +107,20 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
         "since": workload.since,
         "rss": memory,
         "frozen": frozen,
+        "usage": used,
         "policy": {"file": policy.file, "version": policy.version, "digest": plan.digest},
         "error": workload.error,
         "layers": layers,
+    }
+
+
+def _headroom(of: Supervisor) -> dict[str, int]:
+    """What all running workloads may take together, and what the machine has; in bytes."""
+    running = [one.running.plan.limits.memory for one in of.workloads.values() if one.running]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return {
+        "limits": sum(limit for limit in running if limit),
+        "machine": int(lines[0].split()[1]) * 1024,  # MemTotal, proc(5)
     }
 
 

@@ -12,7 +12,7 @@ from sandbox.launcher import Running
 from sandbox.verify import Finding
 from supervisor.policy.plans import CompiledPolicy
 
-State = Literal["stopped", "starting", "running", "backoff", "quarantined", "failed"]
+State = Literal["stopped", "starting", "running", "backoff", "containing", "quarantined", "failed"]
 
 _CRASHES, _WINDOW = 5, 60.0  # this many crashes within this many seconds: quarantine
 _BACKOFF_FIRST, _BACKOFF_MAX = 0.25, 10.0
@@ -58,6 +58,11 @@ class Workload:
     def id(self) -> str:
         """The policy's id."""
         return self.compiled.policy.id
+
+    @property
+    def contained(self) -> bool:
+        """Whether it must not run on: everything of it is frozen or killed, or about to be."""
+        return self.state in ("containing", "quarantined")
 
     def enter(self, state: State, error: str | None = None) -> None:
         """Change state and say why."""

@@ -13,6 +13,7 @@ from supervisor.cli.terminal import print_json, say, size, table, width
 _COLUMNS = (
     "workload", "kind", "state", "pid", "uid", "restarts", "memory", "layers", "policy",
 )  # fmt: skip
+_ABSENT = "absent"  # this host does not tell
 _ONLY_WHEN_WIDE, _WIDE = ("kind", "uid", "policy"), 120
 
 
@@ -20,6 +21,7 @@ def add(verbs: Any) -> None:
     """Declare the verb."""
     parser = verbs.add_parser("status", help="what runs, how it is confined, what is degraded")
     parser.add_argument("--layers", action="store_true", help="every layer with its evidence")
+    parser.add_argument("--limits", action="store_true", help="what each uses of its limits")
     parser.add_argument("--json", action="store_true", help="all of it, for scripts")
     parser.set_defaults(run=run)
 
@@ -48,6 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"  {workload['id']}: {workload['error']}")
         elif workload["state"] == "running" and workload["last_end"]:
             say(f"  {workload['id']}: started again after {workload['last_end']}")
+    memory = status.get("memory") or {"limits": 0, "machine": 0}
+    if arguments.limits:
+        limits(status["workloads"])
+        together, machine = size(memory["limits"]), size(memory["machine"])
+        say(f"  memory: all limits together {together}, this machine has {machine}")
+    if memory["limits"] > memory["machine"]:
+        say("  WARNING: the memory limits together are more than this machine has")
     if arguments.layers:
         for workload in status["workloads"]:
             layers(workload["id"], workload["layers"])
@@ -70,6 +79,38 @@ def _probes(probes: dict[str, Any]) -> str:
     seen = sum(each["seen"] + each["suppressed"] for each in counts)
     lost = sum(each["lost"] for each in counts)
     return f"{'watching' if probes.get('ok') else 'NOT watching'}, {seen} events, {lost} lost"
+
+
+def limits(workloads: list[dict[str, Any]]) -> None:
+    """Use and limit of each workload; pressure is some/full of the last ten seconds, in percent."""
+    pressures = [f"{name} psi" for name in ("cpu", "mem", "io")]
+    columns = ("workload", "memory", "pids", "cpu", "throttled", *pressures, "oom")
+    table("", columns, ([one["id"], *_used(one.get("usage"))] for one in workloads))
+
+
+def _used(used: dict[str, Any] | None) -> list[object]:
+    if used is None:
+        return [None] * 8
+    memory, pids, cpu = used["memory"], used["pids"], used["cpu"]
+    full = _ABSENT if memory["now"] is None else f"{size(memory['now'])}"
+    if memory["limit"]:
+        full = f"{memory['now'] / 2**20:.1f}/{memory['limit'] / 2**20:.0f} MiB"
+    return [
+        full,
+        _of(pids["now"], pids["limit"]),
+        _ABSENT if cpu["seconds"] is None else f"{cpu['seconds']:.1f} s",
+        _ABSENT if cpu["throttled"] is None else f"{cpu['throttled']:.0%}",
+        *(_pressure(used["pressure"][name]) for name in ("cpu", "memory", "io")),
+        _ABSENT if memory["oom_kills"] is None else memory["oom_kills"],
+    ]
+
+
+def _of(now: int | None, limit: int | None) -> str:
+    return _ABSENT if now is None else f"{now}/{limit}" if limit else str(now)
+
+
+def _pressure(found: dict[str, float] | None) -> str:
+    return f"{found['some']:.0f}/{found.get('full', 0):.0f}" if found else _ABSENT
 
 
 def layers(title: str, found: list[dict[str, Any]]) -> None:

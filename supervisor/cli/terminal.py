@@ -11,7 +11,8 @@ from typing import Any
 # Verdicts and states are never told by colour alone: the word is always there.
 _COLOURS = {
     "ok": "green", "running": "green", "PASS": "green", "pass": "green",
-    "missing": "red", "failed": "red", "quarantined": "red", "FAIL": "red", "fail": "red",
+    "missing": "red", "failed": "red", "quarantined": "red", "containing": "red",
+    "FAIL": "red", "fail": "red",
     "waived": "yellow", "DEGRADED": "yellow", "degraded": "yellow", "backoff": "yellow",
     "starting": "yellow", "stopped": "dim", "advice": "cyan",
 }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sandbox.limits import cpu_list
 from sandbox.plan import Bind, Limits, SandboxPlan, SeccompSpec
 from supervisor.host import Host
 from supervisor.policy import claims, model
@@ -15,6 +16,7 @@ from supervisor.policy.digest import policy_digest
 from supervisor.policy.errors import PolicyError, PolicyErrors
 from supervisor.policy.files import may_execute, mounts, state_directory
 from supervisor.policy.groups import Group, named_calls
+from supervisor.policy.limits import missing_cpus, plan_limits
 from supervisor.policy.model import Policy, Rule
 from supervisor.policy.parse import SERVICE_FDS
 from supervisor.policy.plans import (
@@ -27,7 +29,6 @@ from supervisor.policy.plans import (
 )
 
 EGRESS_PORT = 8100
-_FILE_SIZE = 64 << 20
 
 
 def compile_policies(
@@ -207,15 +208,21 @@ class _Compiler:
         return tuple(found)
 
     def _limits(self) -> Limits:
-        limits = self.policy.limits
+        limits, online = self.policy.limits, self.context.cpus
         states = [state.size for _, state in self._of(model.State)]
-        return Limits(
-            memory=limits.memory,
-            pids=limits.pids,
-            cpu=limits.cpu,
-            nofile=limits.nofile,
-            fsize=limits.file_size or (max(states) if states else _FILE_SIZE),
-            memlock=limits.memlock,
+        if limits.io and not states:
+            fix = "add a state rule, or remove io: it bounds the disks of the state directory"
+            self._fail_limit("io", "io is limited, but there is no state directory", fix)
+        if online is not None and (lacking := missing_cpus(limits, online)):
+            message = f"this host has no processor {lacking}, only {cpu_list(online)}"
+            self._fail_limit("cpus", message, "name processors of this host, or leave cpus out")
+        state = state_directory(self.host, self.policy.id) if states else None
+        return plan_limits(limits, max(states, default=None), state)
+
+    def _fail_limit(self, key: str, message: str, fix: str) -> None:
+        where, line = f"limits.{key}", self.policy.limits.line
+        self.errors.append(
+            PolicyError("impossible-limit", self.policy.file, line, where, message, fix)
         )
 
     def _groups(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+from sandbox.limits import cpu_set
 from supervisor.host import Host
 from supervisor.policy.errors import PolicyErrors
 from supervisor.policy.groups import Baseline, Group, load_groups
@@ -57,6 +58,7 @@ class Context:
     gids: Mapping[str, int] = field(default_factory=dict)
     headers: Headers | None = None
     placeholders: Mapping[str, str] = field(default_factory=dict)
+    cpus: frozenset[int] | None = None  # those online; None: not asked
 
 
 def host_context(
@@ -96,6 +98,7 @@ def host_context(
         gids=_gids(known),
         headers=newest_headers(),
         placeholders=dict(placeholders),
+        cpus=cpu_set(Path("/sys/devices/system/cpu/online").read_text().strip()),
     )
 
 

@@ -194,6 +194,11 @@ class Table:
         )
         return int(text[:-3]) * _UNITS[text[-3:]] if text else default or 0
 
+    def rate(self, key: str) -> int:
+        """Bytes a second, written as "20MiB/s"; 0 if the file gives none."""
+        text = self.string(key, r"[1-9][0-9]{0,6}(KiB|MiB|GiB)/s", "", 'such as "20MiB/s"')
+        return int(text[:-5]) * _UNITS[text[-5:-2]] if text else 0
+
     def percent(self, key: str, default: float | None = None) -> float | None:
         """A share of one core, written as "50%"; more than "100%" is several cores."""
         text = self.string(key, r"[1-9][0-9]{0,4}%", "", 'such as "50%"')

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sandbox.limits import cpu_list
 from sandbox.plan import Bind, Device, Mount, SeccompSpec, Symlink, SyscallRule, Tmpfs, as_json
 from supervisor.policy.plans import CompiledPolicy
 
@@ -200,9 +201,24 @@ def _channels(compiled: CompiledPolicy) -> Iterator[str]:
 def _limits(compiled: CompiledPolicy) -> Iterator[str]:
     limits = compiled.sandbox.limits
     yield f"memory {limits.memory} bytes, {limits.pids} processes, {limits.cpu} cores"
+    if limits.memory is not None:
+        yield "no swap; above its memory all of it is killed"
+    if limits.memory_high is not None:
+        yield f"slowed down above {limits.memory_high} bytes of memory"
+    if limits.cpu_weight is not None:
+        yield f"weight {limits.cpu_weight} where processors are short; 100 is usual"
+    if limits.cpus:
+        yield f"runs on processors {cpu_list(limits.cpus)}"
+    if io := limits.io:
+        rates = (
+            ("bytes read", io.read), ("bytes written", io.write),
+            ("reads", io.read_ops), ("writes", io.write_ops),
+        )  # fmt: skip
+        said = ", ".join(f"{rate} {name}" for name, rate in rates if rate is not None)
+        yield f"a second, on the disks below {io.path}: {said}"
     yield (
         f"{limits.nofile} descriptors, {limits.fsize} bytes a file,"
-        f" {limits.memlock} bytes locked memory"
+        f" {limits.memlock} bytes locked memory; no cgroup below its own"
     )
 
 

@@ -194,15 +194,33 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class IoRates:
+    """Bytes and operations a second on the disks that hold the state directory; None means none."""
+
+    read: int | None = None
+    write: int | None = None
+    read_ops: int | None = None
+    write_ops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyLimits:
-    """Bounds: bytes, counts, CPU as a share of one core; None means none."""
+    """Bounds: bytes, counts, CPU as a share of one core; None means none.
+
+    `cpu_weight` and `cpus`: see sandbox.plan.Limits.
+    """
 
     memory: int | None = None
+    memory_high: int | None = None
     pids: int | None = None
     cpu: float | None = None
+    cpu_weight: int | None = None
+    cpus: tuple[int, ...] = ()
+    io: IoRates | None = None
     nofile: int = 1024
     memlock: int = 0
     file_size: int | None = None
+    line: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from sandbox.plan import Access
 from supervisor.policy.document import Document, Table, parse_document, read_document
 from supervisor.policy.errors import PolicyError
+from supervisor.policy.limits import parse_limits
 from supervisor.policy.model import (
     KINDS,
     SERVICES_ONLY,
@@ -25,7 +26,6 @@ from supervisor.policy.model import (
     Model,
     Permission,
     Policy,
-    PolicyLimits,
     Rule,
     Run,
     Service,
@@ -41,7 +41,7 @@ FILE_NAME = r"[a-z0-9-]+\.toml"
 WORKLOAD = r"[a-z][a-z0-9]*([.-][a-z0-9]+)*"
 RULE_ID = r"[a-z][a-z0-9-]{0,62}"
 REQUIREMENT = (
-    r"landlock>=[1-9][0-9]?|cgroup:(memory|pids|cpu|io)"
+    r"landlock>=[1-9][0-9]?|cgroup:(memory|pids|cpu|cpuset|io)"
     r"|probes|seccomp|userns|secret-memory|mdwe|tpm"
 )
 _PATH = r"/[A-Za-z0-9._+@-]+(/[A-Za-z0-9._+@-]+)*"
@@ -111,7 +111,7 @@ def _policy(document: Document) -> tuple[Policy | None, list[PolicyError]]:
     top.finish()
     rules = [_rule(table, kind) for table in document.many("allow")]
     claims = [_claim(table) for table in document.many("claim")]
-    limits, watch = _limits(document.one("limits")), _watch(document.one("watch"))
+    limits, watch = parse_limits(document.one("limits")), _watch(document.one("watch"))
     _unique(document)
     if document.errors or review_by is None:
         return None, sorted(document.errors, key=lambda error: error.line)
@@ -147,21 +147,6 @@ def _run(top: Table) -> Run:
     if run.command and not run.command[0].startswith("/"):
         table.fail("bad-value", "command", "the program is not an absolute path", "write /usr/...")
     return run
-
-
-def _limits(table: Table | None) -> PolicyLimits:
-    if table is None:
-        return PolicyLimits()
-    limits = PolicyLimits(
-        memory=table.size("memory", 0) or None,
-        pids=table.integer("pids", 1, 4096, 0) or None,
-        cpu=table.percent("cpu"),
-        nofile=table.integer("nofile", 16, 65536, 1024),
-        memlock=table.size("memlock", 0),
-        file_size=table.size("file_size", 0) or None,
-    )
-    table.finish()
-    return limits
 
 
 def _watch(table: Table | None) -> Watch:

@@ -71,8 +71,10 @@ def write(name: str, text: str) -> Callable[[Path], None]:
     ("hide", "names"),
     [
         (write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io pids\n"), {"cgroup:memory"}),
-        (write("sys/fs/cgroup/cgroup.controllers", "memory cpu io\n"), {"cgroup:pids"}),
+        (write("sys/fs/cgroup/cgroup.controllers", "cpuset memory cpu io\n"), {"cgroup:pids"}),
         (write("sys/fs/cgroup/cgroup.controllers", "cpuset memory io pids\n"), {"cgroup:cpu"}),
+        (write("sys/fs/cgroup/cgroup.controllers", "cpuset memory cpu pids\n"), {"cgroup:io"}),
+        (write("sys/fs/cgroup/cgroup.controllers", "memory cpu io pids\n"), {"cgroup:cpuset"}),
         (unlink("sys/fs/cgroup/a.slice/cgroup.kill"), {"cgroup:kill"}),
         (unlink("proc/sys/kernel/seccomp/actions_avail"), {"seccomp"}),
         (write("proc/sys/kernel/core_pattern", "|/usr/bin/handler\n"), {"core-pattern"}),
@@ -113,6 +115,18 @@ def test_controller_on_v1_is_said(root: Path) -> None:
     assert "cgroup v1" not in found["cgroup:pids"].evidence
 
 
+def test_disk_rates_need_a_disk_that_can_be_told(root: Path, tmp_path: Path) -> None:
+    def io(state: str) -> doctor.Guarantee:
+        host = a_host(tmp_path, Waiver("cgroup:io", "state in memory", 3))
+        host = dataclasses.replace(host, paths=dataclasses.replace(host.paths, state=state))
+        return next(e for e in doctor.check(host, root, DAY) if e.name == "cgroup:io")
+
+    assert io("/var/lib/not-made-yet").state == "ok"
+    found = io("/dev/shm/state")
+    assert (found.state, found.why_waived) == ("waived", "state in memory")
+    assert "/dev/shm/state cannot be told" in found.evidence
+
+
 def test_waiver_is_named_and_ends(root: Path, tmp_path: Path) -> None:
     (root / "sys/fs/cgroup/cgroup.controllers").write_text("cpu io\n")
     waivers = (
@@ -136,10 +150,10 @@ def test_what_no_shipped_policy_requires_is_advice(root: Path) -> None:
     needed = {name.partition(">=")[0] for policy in policies for name in policy.requires}
     (root / "sys/fs/cgroup/cgroup.controllers").write_text("hugetlb\n")
     found = {each.name: each for each in doctor.check(root=root)}
-    assert found["cgroup:io"].advice
+    assert found["cgroup:cpuset"].advice
     assert [name for name in needed if found[name].advice] == []
     assert found["cgroup:memory"].state == "missing", "control: the others still count"
-    assert doctor.unmet(["cgroup:io"], found.values()), "a policy may require it all the same"
+    assert doctor.unmet(["cgroup:cpuset"], found.values()), "a policy may require it all the same"
 
 
 def test_the_software_tpm_waiver_is_named(root: Path, tmp_path: Path) -> None:

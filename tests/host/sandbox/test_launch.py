@@ -183,6 +183,7 @@ def test_freezing_and_killing_reach_every_process(cell: Cell) -> None:
     pids = running.leaf.processes()
     assert len(pids) == 4
     running.leaf.freeze()
+    cell.do(running.leaf.still)
     assert verify.inspect(running.plan, running.leaf, running.pid, running.report, WAIVED)
     running.leaf.kill()
     assert all(wait_until_gone(pid) for pid in pids)

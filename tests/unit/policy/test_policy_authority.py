@@ -98,7 +98,7 @@ def test_removing_a_permission_never_adds_authority(name: str) -> None:
         errors: list[PolicyError] = []
         plan = compile_policies([fewer], HOST, context([fewer]), errors).get(name)
         if plan is None:
-            assert [error.code for error in errors] == ["no-program"]
+            assert [error.code for error in errors] in (["no-program"], ["impossible-limit"])
             continue
         assert authority(plan) < full, rule.id
 

@@ -21,6 +21,7 @@ def test_the_shipped_host_waives_by_name(host: Host) -> None:
         "cgroup:memory",
         "cgroup:pids",
         "cgroup:cpu",
+        "cgroup:io",
         "software-tpm",
     }
     assert all(waiver.why for waiver in host.waivers)
