@@ -17,6 +17,9 @@ from sandbox import cgroup_events, delegation, limits, usage
 from sandbox.errors import SandboxError
 from sandbox.plan import Limits
 
+# Seconds after which the kill is repeated: a process may be cloned into the cgroup after the first.
+_AGAIN = 0.1
+
 
 def find_mount(mountinfo: str = "/proc/self/mountinfo") -> Path:
     """The cgroup2 mount point. Raises SandboxError `cgroup2_missing`."""
@@ -159,23 +162,28 @@ class Leaf:
         deadline = time.monotonic() + timeout
         while not self._taken_away(deadline):
             self.kill()
-            cgroup_events.wait(self.path, "populated", "0", timeout)
+            with suppress(SandboxError):
+                cgroup_events.wait(self.path, "populated", "0", _AGAIN)
 
     async def remove(self, timeout: float = 5.0) -> None:
         """`destroy` without holding up the event loop."""
         deadline = time.monotonic() + timeout
         while not self._taken_away(deadline):
             self.kill()
-            await self.empty(timeout)
+            with suppress(SandboxError):
+                await self.empty(_AGAIN)
 
     def _taken_away(self, deadline: float) -> bool:
         try:
             self.path.rmdir()
         except FileNotFoundError:
             return True
-        except OSError as error:  # EBUSY: somebody was cloned into it since it was empty
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+        except OSError as error:
+            if error.errno != errno.EBUSY:
                 raise
+            if time.monotonic() > deadline:
+                message = f"{self.path.name} could not be emptied"
+                raise SandboxError("cgroup_timeout", message) from error
             return False
         return True
 

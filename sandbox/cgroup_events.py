@@ -1,4 +1,4 @@
-"""Waiting for a cgroup to be frozen or empty: the kernel says so, nobody asks over and over.
+"""Waiting for a cgroup to be frozen or empty: the kernel says when, instead of being asked.
 
 cgroup.events can be polled: after each change poll(2) reports POLLPRI until the file is read again.
 Source: the kernel's cgroup-v2.rst, "[Un]populated Notification".
@@ -11,10 +11,14 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox.errors import SandboxError
+
+# Seconds. The kernel tells of at most one change in 10 ms, the next one later, and never when the
+# cgroup is removed by then: whoever waits for the same as another looks by himself at times.
+_LOOK = 0.05
 
 
 def says(cgroup: Path, key: str, value: str) -> bool:
@@ -34,7 +38,7 @@ def wait(cgroup: Path, key: str, value: str, timeout: float) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise _timeout(cgroup, key, value, timeout)
-            changes.poll(left * 1000)
+            changes.poll(min(left, _LOOK) * 1000)
 
 
 async def reached(cgroup: Path, key: str, value: str, timeout: float) -> None:
@@ -43,7 +47,8 @@ async def reached(cgroup: Path, key: str, value: str, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
                 while not _says(fd, key, value):
-                    await changed.wait()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), _LOOK)
                     changed.clear()
         except TimeoutError:
             raise _timeout(cgroup, key, value, timeout) from None

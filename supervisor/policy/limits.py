@@ -22,7 +22,7 @@ def parse_limits(table: Table | None) -> PolicyLimits:
         cpu=table.percent("cpu"),
         cpu_weight=table.integer("cpu_weight", 1, 10_000, 0) or None,
         cpus=_cpus(table),
-        io=_io(table.table("io", required=False)),
+        io=_io(table),
         nofile=table.integer("nofile", 16, 65536, 1024),
         memlock=table.size("memlock", 0),
         file_size=table.size("file_size", 0) or None,
@@ -67,17 +67,17 @@ def _cpus(table: Table) -> tuple[int, ...]:
         return ()
 
 
-def _io(table: Table | None) -> IoRates | None:
-    if table is None:
+def _io(table: Table) -> IoRates | None:
+    if (inner := table.table("io", required=False)) is None:
         return None
     rates = IoRates(
-        read=table.rate("read") or None,
-        write=table.rate("write") or None,
-        read_ops=table.integer("read_ops", 1, 10_000_000, 0) or None,
-        write_ops=table.integer("write_ops", 1, 10_000_000, 0) or None,
+        read=inner.rate("read") or None,
+        write=inner.rate("write") or None,
+        read_ops=inner.integer("read_ops", 1, 10_000_000, 0) or None,
+        write_ops=inner.integer("write_ops", 1, 10_000_000, 0) or None,
     )
-    table.finish()
-    if rates == IoRates() and not table.values:
+    inner.finish()
+    if not inner.values:
         fix = 'give read, write ("20MiB/s"), read_ops or write_ops (a number), or leave io out'
         table.fail("bad-value", "io", "io limits nothing", fix)
     return rates
