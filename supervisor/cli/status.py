@@ -82,9 +82,10 @@ def _probes(probes: dict[str, Any]) -> str:
 
 
 def limits(workloads: list[dict[str, Any]]) -> None:
-    """Use and limit of each workload; pressure is some/full of the last ten seconds, in percent."""
+    """Use and limit of each workload. Capped: in how many periods cpu.max ran out; pressure: some
+    and full of the last ten seconds, in percent; oom: processes killed for memory."""
     pressures = [f"{name} psi" for name in ("cpu", "mem", "io")]
-    columns = ("workload", "memory", "pids", "cpu", "throttled", *pressures, "oom")
+    columns = ("workload", "MiB", "pids", "cpu s", "capped", *pressures, "oom")
     table("", columns, ([one["id"], *_used(one.get("usage"))] for one in workloads))
 
 
@@ -92,13 +93,11 @@ def _used(used: dict[str, Any] | None) -> list[object]:
     if used is None:
         return [None] * 8
     memory, pids, cpu = used["memory"], used["pids"], used["cpu"]
-    full = _ABSENT if memory["now"] is None else f"{size(memory['now'])}"
-    if memory["limit"]:
-        full = f"{memory['now'] / 2**20:.1f}/{memory['limit'] / 2**20:.0f} MiB"
+    amounts = [one and round(one / 2**20) for one in (memory["now"], memory["limit"])]
     return [
-        full,
+        _of(*amounts),
         _of(pids["now"], pids["limit"]),
-        _ABSENT if cpu["seconds"] is None else f"{cpu['seconds']:.1f} s",
+        _ABSENT if cpu["seconds"] is None else f"{cpu['seconds']:.0f}",
         _ABSENT if cpu["throttled"] is None else f"{cpu['throttled']:.0%}",
         *(_pressure(used["pressure"][name]) for name in ("cpu", "memory", "io")),
         _ABSENT if memory["oom_kills"] is None else memory["oom_kills"],

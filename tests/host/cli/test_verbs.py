@@ -12,6 +12,14 @@ from supervisor.cli import exits
 from supervisor.control import ControlError, Request
 
 LAYER = {"layer": "seccomp", "promised": "2 filters", "evidence": "Seccomp: 2", "verdict": "PASS"}
+USAGE = {
+    "memory": {"now": 105_500_000, "high": 117_440_512, "limit": 134_217_728, "swap": 0,
+               "oom_kills": 3},
+    "pids": {"now": 11, "limit": 16},
+    "cpu": {"seconds": 12345.6, "throttled": 0.123},
+    "pressure": {"cpu": {"some": 99.7, "full": 12.4}, "memory": {"some": 3.2, "full": 1.0},
+                 "io": None},
+}  # fmt: skip
 STATUS = {
     "version": "0.1.0",
     "state": "degraded",
@@ -28,13 +36,15 @@ STATUS = {
     "workloads": [
         {"id": "adapter.rest", "kind": "adapter", "state": "running", "pid": 42, "uid": 1879050003,
          "restarts": 1, "since": 1.0, "rss": 17_000_000, "error": None, "layers": [LAYER],
-         "last_end": "signal SIGKILL",
+         "last_end": "signal SIGKILL", "usage": USAGE,
          "policy": {"file": "adapter-rest.toml", "version": 3, "digest": "ab" * 32}},
         {"id": "executor.main", "kind": "executor", "state": "failed", "pid": None,
          "uid": 1879050004, "restarts": 0, "since": 1.0, "rss": None, "last_end": "exit code 1",
+         "usage": None,
          "error": "no \x1b[31mpython", "layers": [],
          "policy": {"file": "executor-main.toml", "version": 1, "digest": "cd" * 32}},
     ],
+    "memory": {"limits": 384 << 20, "machine": 4 << 30},
 }  # fmt: skip
 
 
@@ -75,6 +85,35 @@ def test_status_fits_a_hundred_columns(place):
     place.columns = "50"
     tight = place.run("status").stdout
     assert "adapter.rest " in tight and "executor.main " in tight, "an id is never broken"
+
+
+def test_status_shows_use_and_limit(place):
+    nothing = {"memory": {"now": None, "high": None, "limit": None, "swap": None,
+                          "oom_kills": None},
+               "pids": {"now": None, "limit": None}, "cpu": {"seconds": 0.5, "throttled": None},
+               "pressure": {"cpu": None, "memory": None, "io": None}}  # fmt: skip
+    longest = STATUS["workloads"][0] | {"id": "service.probe-reader"}
+    bare = longest | {"id": "model.practice", "usage": nothing}
+    status = STATUS | {"workloads": [*STATUS["workloads"], longest, bare]}
+    place.serve({"status": answering(place, status)})
+    place.columns = "100"
+    said = place.run("status", "--limits").stdout
+    assert max(map(len, said.splitlines())) <= 100
+    table = said.partition("cpu psi")[2].splitlines()
+    lines = {line.split()[0]: line.split()[1:] for line in table if line.strip()}
+    full = ["101/128", "11/16", "12346", "12%", "100/12", "3/1", "absent", "3"]
+    assert lines["adapter.rest"] == lines["service.probe-reader"] == full
+    assert lines["executor.main"] == ["-"] * 8
+    assert lines["model.practice"] == ["absent", "absent", "0", *["absent"] * 5]
+    assert "memory: all limits together 384.0 MiB, this machine has 4.0 GiB" in said
+    assert "WARNING" not in said
+    assert "cpu psi" not in place.run("status").stdout
+
+
+def test_status_warns_of_more_memory_than_there_is(place):
+    status = STATUS | {"memory": {"limits": 5 << 30, "machine": 4 << 30}}
+    place.serve({"status": answering(place, status)})
+    assert "WARNING: the memory limits together are more" in place.run("status").stdout
 
 
 def test_status_json_is_the_status(place):
