@@ -160,8 +160,8 @@ def cpu_set(text: str) -> frozenset[int]:
     """The processors of a list such as "0-3,8" (cpuset(7), list format). Raises ValueError."""
     found: set[int] = set()
     for part in text.split(",") if text else ():
-        first, _, last = part.partition("-")
-        low, high = int(first), int(last or first)
+        first, dash, last = part.partition("-")
+        low, high = int(first), int(last if dash else first)
         if low > high:
             raise ValueError(f"{part} counts down")
         found.update(range(low, high + 1))
