@@ -4,121 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 import pytest
+from answers import STATUS, answering
 
 from supervisor.cli import exits
 from supervisor.control import ControlError, Request
-
-LAYER = {"layer": "seccomp", "promised": "2 filters", "evidence": "Seccomp: 2", "verdict": "PASS"}
-USAGE = {
-    "memory": {"now": 105_500_000, "high": 117_440_512, "limit": 134_217_728, "swap": 0,
-               "oom_kills": 3},
-    "pids": {"now": 11, "limit": 16},
-    "cpu": {"seconds": 12345.6, "throttled": 0.123},
-    "pressure": {"cpu": {"some": 99.7, "full": 12.4}, "memory": {"some": 3.2, "full": 1.0},
-                 "io": None},
-}  # fmt: skip
-STATUS = {
-    "version": "0.1.0",
-    "state": "degraded",
-    "degraded": [
-        {"guarantee": "cgroup:memory", "why": "hybrid host"},
-        {"guarantee": "vault", "why": "PCR_CHANGED (PCR 11: 00 -> 01)", "fix": "make a new one"},
-    ],
-    "tpm": {"mode": "software", "level": "T0", "pcrs": [7, 11],
-            "note": "It protects nothing against root."},
-    "probes": {"ok": True, "abi": 1, "workloads": {
-        "adapter.rest": {"seen": 3, "suppressed": 1, "lost": 0},
-        "executor.main": {"seen": 2, "suppressed": 0, "lost": 5},
-    }},
-    "workloads": [
-        {"id": "adapter.rest", "kind": "adapter", "state": "running", "pid": 42, "uid": 1879050003,
-         "restarts": 1, "since": 1.0, "rss": 17_000_000, "error": None, "layers": [LAYER],
-         "last_end": "signal SIGKILL", "usage": USAGE,
-         "policy": {"file": "adapter-rest.toml", "version": 3, "digest": "ab" * 32}},
-        {"id": "executor.main", "kind": "executor", "state": "failed", "pid": None,
-         "uid": 1879050004, "restarts": 0, "since": 1.0, "rss": None, "last_end": "exit code 1",
-         "usage": None,
-         "error": "no \x1b[31mpython", "layers": [],
-         "policy": {"file": "executor-main.toml", "version": 1, "digest": "cd" * 32}},
-    ],
-    "memory": {"limits": 384 << 20, "machine": 4 << 30},
-}  # fmt: skip
-
-
-def answering(place: Any, result: object) -> Any:
-    async def handler(request: Request) -> object:
-        place.seen.append((request.verb, request.arguments))
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    return handler
-
-
-def test_status_shows_workloads_and_says_degraded(place):
-    place.serve({"status": answering(place, STATUS)})
-    done = place.run("status", "--layers")
-    assert done.returncode == exits.OK, done.stderr
-    for words in ("DEGRADED", "cgroup:memory: hybrid host", "adapter.rest", "running", "16.2 MiB",
-                  "adapter-rest.toml v3 abababababab", "1 PASS", "Seccomp: 2",
-                  "vault: PCR_CHANGED (PCR 11: 00 -> 01)", "to do: make a new one",
-                  "TPM: software, T0, bound to PCR 7, 11. It protects nothing against root.",
-                  "adapter.rest: started again after signal SIGKILL\n",
-                  "probes: watching, 6 events, 5 lost\n"):  # fmt: skip
-        assert words in done.stdout
-    assert done.stdout.count("started again") == 1, "not of one that does not run"
-    assert "\x1b" not in done.stdout, "no escape sequence of an error text reaches the terminal"
-    assert "no \\x1b[31mpython" in done.stdout
-
-
-def test_status_fits_a_hundred_columns(place):
-    place.serve({"status": answering(place, STATUS)})
-    wide = place.run("status").stdout
-    place.columns = "100"
-    narrow = place.run("status").stdout
-    assert max(map(len, narrow.splitlines())) <= 100
-    for words in ("1879050003", "adapter-rest.toml"):
-        assert (words in wide, words in narrow) == (True, False)
-    place.columns = "50"
-    tight = place.run("status").stdout
-    assert "adapter.rest " in tight and "executor.main " in tight, "an id is never broken"
-
-
-def test_status_shows_use_and_limit(place):
-    nothing = {"memory": {"now": None, "high": None, "limit": None, "swap": None,
-                          "oom_kills": None},
-               "pids": {"now": None, "limit": None}, "cpu": {"seconds": 0.5, "throttled": None},
-               "pressure": {"cpu": None, "memory": None, "io": None}}  # fmt: skip
-    longest = STATUS["workloads"][0] | {"id": "service.probe-reader"}
-    bare = longest | {"id": "model.practice", "usage": nothing}
-    status = STATUS | {"workloads": [*STATUS["workloads"], longest, bare]}
-    place.serve({"status": answering(place, status)})
-    place.columns = "100"
-    said = place.run("status", "--limits").stdout
-    assert max(map(len, said.splitlines())) <= 100
-    table = said.partition("cpu psi")[2].splitlines()
-    lines = {line.split()[0]: line.split()[1:] for line in table if line.strip()}
-    full = ["101/128", "11/16", "12346", "12%", "100/12", "3/1", "absent", "3"]
-    assert lines["adapter.rest"] == lines["service.probe-reader"] == full
-    assert lines["executor.main"] == ["-"] * 8
-    assert lines["model.practice"] == ["absent", "absent", "0", *["absent"] * 5]
-    assert "memory: all limits together 384.0 MiB, this machine has 4.0 GiB" in said
-    assert "WARNING" not in said
-    assert "cpu psi" not in place.run("status").stdout
-
-
-def test_status_warns_of_more_memory_than_there_is(place):
-    status = STATUS | {"memory": {"limits": 5 << 30, "machine": 4 << 30}}
-    place.serve({"status": answering(place, status)})
-    assert "WARNING: the memory limits together are more" in place.run("status").stdout
-
-
-def test_status_json_is_the_status(place):
-    place.serve({"status": answering(place, STATUS)})
-    assert json.loads(place.run("status", "--json").stdout) == STATUS
 
 
 def test_not_running_is_4_with_the_fix(place):
