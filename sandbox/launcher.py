@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import credentials, landlock, passing, rlimits, seccomp, syscalls
+from sandbox import credentials, devices, landlock, passing, rlimits, seccomp, syscalls
 from sandbox.cgroup import Leaf
 from sandbox.errors import LaunchFailed, SandboxError
 from sandbox.job import Job
@@ -143,9 +143,11 @@ class Running:
 class Launcher:
     """Client of the zygote."""
 
-    def __init__(self, control: socket.socket, stage: Path) -> None:
+    def __init__(self, control: socket.socket, stage: Path, filter_devices: bool = True) -> None:
+        """`filter_devices`: False where the host lacks that layer and its host file says so."""
         self._control = control
         self._stage = stage
+        self._filter_devices = filter_devices
         self._abi = syscalls.landlock_abi()
         self._last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
         self._jobs: dict[int, tuple[SandboxPlan, int]] = {}
@@ -205,10 +207,13 @@ class Launcher:
         """Bring `cell` up to the filters, which load while the caller looks at it.
 
         `stdio`: descriptors of stdin (-1: /dev/null), stdout and stderr; `fds` by name, in the
-        order of `plan.fds`. Raises LaunchFailed with the step; the caller then aborts the cell.
+        order of `plan.fds`. Raises LaunchFailed with the step, SandboxError without device filter;
+        the caller then aborts the cell.
         """
         if cell.plan is not plan:
             self.confine(cell, plan)
+        if self._filter_devices:
+            devices.attach(cell.leaf.path, plan)
         outside = [fd for fd in stdio if fd != -1]
         kind = b"n" if stdio[0] == -1 else b"d"
         cell.tell(kind, [*outside, *(fds[name] for name in plan.fds)])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from sandbox import credentials, limits, mountinfo, rlimits
+from sandbox import credentials, devices, limits, mountinfo, rlimits
 from sandbox.cgroup import Leaf
 from sandbox.plan import SandboxPlan
 
@@ -93,7 +93,7 @@ def inspect(
 ) -> list[Finding]:
     """Every layer of the process `pid`. `report` is what the child said before its filter.
 
-    `waived` holds controller names whose limits the host file gave up; they show as DEGRADED.
+    `waived` holds the controllers and layers that the host file gave up; they show as DEGRADED.
     `unreleased`: before the filters, and while the limits are just being set and read back; adds
     what can be judged only before exec. Raises
     ProcessLookupError or FileNotFoundError when the process is gone.
@@ -105,6 +105,7 @@ def inspect(
             _identity(plan, process),
             _capabilities(plan, process, report),
             _root(plan, process, unreleased),
+            _devices(plan, leaf, waived),
             _landlock(report),
             _network(process),
             _memory(plan, process, report),
@@ -218,6 +219,16 @@ def _root(plan: SandboxPlan, process: _Process, unreleased: bool) -> Finding:
     promised = "read-only, the planned mounts alone, none shared"
     evidence = "; ".join(wrong) or f"{len(entries)} mounts, as planned"
     return _finding("root", promised, evidence, not wrong)
+
+
+def _devices(plan: SandboxPlan, leaf: Leaf, waived: frozenset[str]) -> Finding:
+    promised = ", ".join(map(str, devices.rules(plan))) or "none"
+    if devices.attached(leaf.path, plan):
+        return Finding("devices", promised, "the cgroup has the plan's program", "PASS")
+    if "device-filter" in waived:
+        evidence = "no program in the cgroup; waived as device-filter"
+        return Finding("devices", promised, evidence, "DEGRADED")
+    return Finding("devices", promised, "the cgroup lacks the plan's program", "FAIL")
 
 
 def _landlock(report: dict[str, Any]) -> Finding:

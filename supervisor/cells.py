@@ -28,7 +28,7 @@ Connect = Callable[[Running, Descriptors], Awaitable[None]]
 
 
 class Cells:
-    """Launches for the supervisor. `waived`: cgroup controllers whose limits the host gave up."""
+    """Launches for the supervisor. `waived`: controllers and layers the host gave up."""
 
     def __init__(
         self,

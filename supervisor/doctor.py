@@ -147,6 +147,10 @@ def _cgroup(root: Path, state: str | None = None) -> Iterator[Guarantee]:
             holds, evidence, fix = _disks(state)
         yield _guarantee(f"cgroup:{name}", holds, evidence, fix, advice=name == "cpuset")
     yield _cgroup_kill(inside, mount is not None)
+    error = trials.device_filter()
+    fix = "run as root on a kernel with CONFIG_CGROUP_BPF, or waive `device-filter`"
+    evidence = error or "a device program was attached in a child"
+    yield _guarantee("device-filter", not error, evidence, fix)
 
 
 def _disks(state: str) -> tuple[bool, str, str]:

@@ -90,7 +90,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
     if running is not None:
         with suppress(OSError, SandboxError, KeyError):
             findings = verify.inspect(
-                plan, running.leaf, running.pid, running.report, of.waived_controllers
+                plan, running.leaf, running.pid, running.report, of.waived_layers
             )
             layers = [as_json(finding) for finding in (*findings, _watched(of, running.leaf))]
             memory = resident(running.pid)

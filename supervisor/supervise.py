@@ -8,14 +8,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from probes import events
 from proxy.audit import AuditLog, AuditUnwritable
+from sandbox import devices
 from sandbox.broker import BrokerHandle
 from sandbox.cgroup import Slice, make_room
+from sandbox.errors import SandboxError
 from sandbox.launcher import Launcher
 from supervisor import doctor
 from supervisor.callers import EGRESS
@@ -51,9 +54,8 @@ class Supervisor:
         self.run_directory, self.state = Path(host.paths.run), Path(host.paths.state)
         self.guarantees = doctor.check(host)
         waived = host.waived(today)
-        self.waived_controllers = frozenset(
-            name.removeprefix("cgroup:") for name in waived if name.startswith("cgroup:")
-        )
+        # As the launch and the verifier know them: "memory", "device-filter".
+        self.waived_layers = frozenset(name.removeprefix("cgroup:") for name in waived)
         self.waived = waived
         self.audit = AuditLog(append_to(self.state / "audit/supervisor.jsonl"))
         self.compiled, self.policy_errors = load_policies(host)
@@ -63,7 +65,13 @@ class Supervisor:
         # may take the cgroups of this one for its own.
         name = host.paths.run.strip("/").replace("/", "-")
         self.slice = Slice(make_room(name))
-        self.launcher = Launcher(zygote, self.run_directory / "stage")
+        filtered = not any(
+            g.name == "device-filter" and g.state == "waived" for g in self.guarantees
+        )
+        self.launcher = Launcher(zygote, self.run_directory / "stage", filtered)
+        for compiled in self.compiled.values() if filtered else ():
+            with suppress(OSError, SandboxError):  # every launch will say so
+                devices.load(devices.rules(compiled.sandbox))
         self.watching = Watching(
             self.run_directory / "bpf", self.slice, self._noticed, host.denials
         )
@@ -76,7 +84,7 @@ class Supervisor:
             broker_targets(self.compiled, host),
         )
         self.cells = Cells(
-            self.launcher, self.slice, self.outfitter, self.watching, self.waived_controllers
+            self.launcher, self.slice, self.outfitter, self.watching, self.waived_layers
         )
         self.keys = Keys(self._one_shot, self._tpm(), "secret-memory" in waived)
         self.vault: dict[str, Any] = {}

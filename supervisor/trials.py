@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from sandbox import syscalls
+from sandbox import devices, syscalls
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NR_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
@@ -89,6 +89,11 @@ def landlock() -> int:
 def user_namespace() -> str:
     """A user namespace, made in a child."""
     return in_child(lambda: syscalls.unshare(syscalls.CLONE_NEWUSER))
+
+
+def device_filter() -> str:
+    """Load and attach a device program that refuses nothing, in a child. bpf(2)."""
+    return in_child(devices.try_out)
 
 
 def probe() -> str:

@@ -42,7 +42,7 @@ WORKLOAD = r"[a-z][a-z0-9]*([.-][a-z0-9]+)*"
 RULE_ID = r"[a-z][a-z0-9-]{0,62}"
 REQUIREMENT = (
     r"landlock>=[1-9][0-9]?|cgroup:(memory|pids|cpu|cpuset|io)"
-    r"|probes|seccomp|userns|secret-memory|mdwe|tpm"
+    r"|probes|seccomp|userns|secret-memory|mdwe|tpm|device-filter"
 )
 _PATH = r"/[A-Za-z0-9._+@-]+(/[A-Za-z0-9._+@-]+)*"
 _ROOTS = ("/usr/", "/etc/", "/opt/", "/srv/", "/sys/kernel/btf/")
