@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
-_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_REFER, _TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 _BIND_TCP, _CONNECT_TCP = 1, 2
 _SCOPES = 3  # abstract Unix sockets, signals
-_FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | _TRUNCATE | _IOCTL_DEV
+_FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | _TRUNCATE | IOCTL_DEV
 # remove dir/file, make char/dir/reg/sock/fifo/block/sym: bits 4..12
 _CHANGE_DIR = 0x1FF0
 _MAKE_DEVICES = 1 << 6 | 1 << 11
@@ -78,7 +78,7 @@ def handled(abi: int) -> tuple[int, int, int]:
     rights = 0x1FFF
     rights |= _REFER if abi >= 2 else 0
     rights |= _TRUNCATE if abi >= 3 else 0
-    rights |= _IOCTL_DEV if abi >= 5 else 0
+    rights |= IOCTL_DEV if abi >= 5 else 0
     return rights, _BIND_TCP | _CONNECT_TCP if abi >= 4 else 0, _SCOPES if abi >= 6 else 0
 
 

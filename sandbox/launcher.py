@@ -352,7 +352,10 @@ def flatten(plan: SandboxPlan, abi: int, last_capability: int) -> Job:
         if isinstance(mount, Tmpfs)
     ]
     paths += [
-        (mount.path, landlock.READ_FILE | landlock.WRITE_FILE)
+        (
+            mount.path,
+            landlock.READ_FILE | landlock.WRITE_FILE | (landlock.IOCTL_DEV * mount.requests),
+        )
         for mount in mounts
         if isinstance(mount, Device)
     ]

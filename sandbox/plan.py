@@ -42,11 +42,15 @@ class Symlink:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A character device bound from the host after its number was checked."""
+    """A character device bound from the host after its number was checked.
+
+    `requests`: it is driven by ioctl; on others Landlock refuses all but the harmless ones.
+    """
 
     path: str
     major: int
     minor: int
+    requests: bool = False
 
 
 Mount = Bind | Tmpfs | Symlink | Device

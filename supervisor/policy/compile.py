@@ -112,7 +112,7 @@ class _Compiler:
         self.errors: list[PolicyError] = []
         self.rules = tuple(r for r in policy.allow if not r.expired(context.today))
         self.expired = tuple(r for r in policy.allow if r.expired(context.today))
-        self.digest = policy_digest(policy, context.groups, context.baseline)
+        self.digest = policy_digest(policy, context.groups, context.baseline, context.device_groups)
 
     def compile(self) -> CompiledPolicy | None:
         policy, context = self.policy, self.context

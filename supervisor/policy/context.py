@@ -6,10 +6,8 @@ on another machine build `Context` by hand.
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -19,16 +17,9 @@ from sandbox.limits import cpu_set
 from supervisor.host import Host
 from supervisor.policy.errors import PolicyErrors
 from supervisor.policy.groups import Baseline, Group, load_groups
-from supervisor.policy.model import Device, File, Policy, SystemGroup
+from supervisor.policy.model import Device, Devices, File, Policy, SystemGroup
+from supervisor.policy.nodes import STANDARD, DeviceGroup, load_device_groups, resolve
 
-# Fixed by Documentation/admin-guide/devices.txt; others come from the host.
-DEVICES = {
-    "/dev/null": (1, 3),
-    "/dev/zero": (1, 5),
-    "/dev/full": (1, 7),
-    "/dev/random": (1, 8),
-    "/dev/urandom": (1, 9),
-}
 IDS_MAX = 4095  # the uid after the last one is the broker's
 
 
@@ -43,7 +34,10 @@ class Headers:
 
 @dataclass(frozen=True)
 class Context:
-    """Facts about one machine and the caller's choices. Mappings are not changed after creation."""
+    """Facts about one machine and the caller's choices. Mappings are not changed after creation.
+
+    `devices`: numbers of those that are there, or why a node cannot be what its name says.
+    """
 
     groups: Mapping[str, Group]
     baseline: Baseline
@@ -54,7 +48,8 @@ class Context:
     base_links: tuple[tuple[str, str], ...] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     directories: frozenset[str] = frozenset()
-    devices: Mapping[str, tuple[int, int]] = field(default_factory=lambda: dict(DEVICES))
+    devices: Mapping[str, tuple[int, int] | str] = field(default_factory=lambda: dict(STANDARD))
+    device_groups: Mapping[str, DeviceGroup] = field(default_factory=dict)
     gids: Mapping[str, int] = field(default_factory=dict)
     headers: Headers | None = None
     placeholders: Mapping[str, str] = field(default_factory=dict)
@@ -75,7 +70,10 @@ def host_context(
     Raises PolicyErrors if a group file or the baseline is broken.
     """
     known = list(policies)
-    found, baseline, errors = load_groups(groups or Path(host.paths.policies) / "groups")
+    folder = Path(groups or Path(host.paths.policies) / "groups")
+    found, baseline, errors = load_groups(folder)
+    device_groups, broken = load_device_groups(folder / "devices")
+    errors += broken
     if errors or baseline is None:
         raise PolicyErrors(errors)
     files = {
@@ -94,7 +92,8 @@ def host_context(
         base_links=tuple(_links(("/bin", "/lib", "/lib64", "/sbin")).items()),
         links=_links(files),
         directories=frozenset(p for p in files if Path(p).is_dir() and not Path(p).is_symlink()),
-        devices=_devices(known, host),
+        devices=_devices(named_devices(known, device_groups), host),
+        device_groups=device_groups,
         gids=_gids(known),
         headers=newest_headers(),
         placeholders=dict(placeholders),
@@ -140,19 +139,26 @@ def _links(paths: Iterable[str]) -> dict[str, str]:
     return {p: str(Path(p).readlink()) for p in sorted(paths) if Path(p).is_symlink()}
 
 
-def _devices(policies: Iterable[Policy], host: Host) -> dict[str, tuple[int, int]]:
-    found = dict(DEVICES)
+def named_devices(policies: Iterable[Policy], groups: Mapping[str, DeviceGroup]) -> set[str]:
+    """Every device that some policy names, by itself or in a group."""
+    found = set()
     for policy in policies:
-        for rule in policy.allow:
-            device = rule.permission
-            if not isinstance(device, Device) or device.path in found or host.tpm.mode == "swtpm":
-                continue
-            try:
-                status = os.lstat(device.path)
-            except OSError:
-                continue
-            if stat.S_ISCHR(status.st_mode):
-                found[device.path] = (os.major(status.st_rdev), os.minor(status.st_rdev))
+        for rule in policy.of(Device, Devices):
+            permission = rule.permission
+            if isinstance(permission, Device):
+                found.add(permission.path)
+            elif isinstance(permission, Devices) and permission.group in groups:
+                found |= {node.path for node in groups[permission.group].nodes}
+    return found
+
+
+def _devices(paths: Iterable[str], host: Host) -> dict[str, tuple[int, int] | str]:
+    found: dict[str, tuple[int, int] | str] = {}
+    for path in sorted(paths):
+        if path == "/dev/tpmrm0" and host.tpm.mode == "swtpm":
+            continue
+        if (resolved := resolve(path)) is not None:
+            found[path] = resolved
     return found
 
 

@@ -11,12 +11,18 @@ from typing import Any
 
 from supervisor.policy.errors import PolicyError
 from supervisor.policy.groups import Baseline, Group
-from supervisor.policy.model import Policy, Syscalls
+from supervisor.policy.model import Devices, Policy, Syscalls
+from supervisor.policy.nodes import DeviceGroup
 
 _PLACES = {"line", "review_line", "file"}
 
 
-def canonical(policy: Policy, groups: Mapping[str, Group], baseline: Baseline) -> bytes:
+def canonical(
+    policy: Policy,
+    groups: Mapping[str, Group],
+    baseline: Baseline,
+    device_groups: Mapping[str, DeviceGroup] | None = None,
+) -> bytes:
     """The policy as canonical JSON: blocks sorted by id, no positions, its groups written out.
 
     The order of blocks and lists of names in the file, spacing and comments do not show in it.
@@ -29,13 +35,22 @@ def canonical(policy: Policy, groups: Mapping[str, Group], baseline: Baseline) -
     body["claims"] = sorted(body["claims"], key=lambda claim: str(claim["id"]))
     used = sorted({r.permission.group for r in policy.allow if isinstance(r.permission, Syscalls)})
     body["groups"] = [_plain(groups[name]) for name in used if name in groups]
+    listed = sorted({r.permission.group for r in policy.allow if isinstance(r.permission, Devices)})
+    if listed:
+        known = device_groups or {}
+        body["device_groups"] = [_plain(known[name]) for name in listed if name in known]
     body["baseline"] = _plain(baseline)
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def policy_digest(policy: Policy, groups: Mapping[str, Group], baseline: Baseline) -> str:
+def policy_digest(
+    policy: Policy,
+    groups: Mapping[str, Group],
+    baseline: Baseline,
+    device_groups: Mapping[str, DeviceGroup] | None = None,
+) -> str:
     """sha256 of `canonical`, as 64 hex digits."""
-    return hashlib.sha256(canonical(policy, groups, baseline)).hexdigest()
+    return hashlib.sha256(canonical(policy, groups, baseline, device_groups)).hexdigest()
 
 
 def check_versions(policies: Iterable[Policy], last: Mapping[str, int]) -> list[PolicyError]:

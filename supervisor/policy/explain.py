@@ -138,7 +138,8 @@ def _mount(mount: Mount) -> str:
         return f"{mount.target} in memory, {mount.size} bytes, {mount.inodes} files (read write)"
     if isinstance(mount, Symlink):
         return f"{mount.target} -> {mount.points_to}"
-    return f"{mount.path} device {mount.major}:{mount.minor}"
+    orders = ", with its ioctl requests" if mount.requests else ""
+    return f"{mount.path} device {mount.major}:{mount.minor}{orders}"
 
 
 def _landlock(compiled: CompiledPolicy) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from sandbox.plan import Bind, Device, Mount, Symlink, Tmpfs
 from supervisor.host import Host
-from supervisor.policy import model
+from supervisor.policy import model, nodes
 from supervisor.policy.context import Context
 from supervisor.policy.model import Policy, Rule
 
@@ -31,13 +31,16 @@ def mounts(
         elif isinstance(permission, model.Tmpfs):
             found.append(Tmpfs(permission.path, permission.size, permission.files))
         elif isinstance(permission, model.Device):
-            found += _device(rule, permission, context, fail)
+            found += _device(rule, permission.path, permission.optional, context, fail)
+        elif isinstance(permission, model.Devices):
+            found += _device_group(rule, permission, context, fail)
         elif isinstance(permission, model.Headers):
             found += _headers(rule, context, fail)
         elif isinstance(permission, model.BpfDirectory):
             found.append(Bind(bpf_directory(host), "/sys/fs/bpf", permission.access))
     _no_overlap(files, fail)
-    return tuple(sorted(found, key=target_of))
+    # A device may be named twice: in a rule of its own and in a group, or in two groups.
+    return tuple(sorted(dict.fromkeys(found), key=target_of))
 
 
 def target_of(mount: Mount) -> str:
@@ -111,13 +114,35 @@ def _follow(path: str, link: str, context: Context) -> str:
     return wanted
 
 
-def _device(rule: Rule, device: model.Device, context: Context, fail: Fail) -> list[Mount]:
-    if numbers := context.devices.get(device.path):
-        return [Device(device.path, *numbers)]
-    if not device.optional:
+def _device(rule: Rule, path: str, optional: bool, context: Context, fail: Fail) -> list[Mount]:
+    found = context.devices.get(path)
+    if isinstance(found, tuple):
+        return [Device(path, *found, nodes.needs_requests(path))]
+    if found is not None:
+        fix = "find out who put it there; the driver's own node comes back with its module"
+        fail(rule, "wrong-device", f"{path} is not the device of that name: {found}", fix)
+    elif not optional:
         fix = "enable the device, or write optional = true"
-        fail(rule, "no-device", f"this host has no {device.path}", fix)
+        fail(rule, "no-device", f"this host has no {path}", fix)
     return []
+
+
+def _device_group(rule: Rule, group: model.Devices, context: Context, fail: Fail) -> list[Mount]:
+    listed = context.device_groups.get(group.group)
+    if listed is None:
+        shipped = ", ".join(sorted(context.device_groups)) or "none is there"
+        fail(rule, "unknown-group", f"no device group {group.group}", f"use one of: {shipped}")
+        return []
+    if not any(node.path in context.devices for node in listed.nodes):
+        if not group.optional:
+            fix = "enable the device, or write optional = true"
+            fail(rule, "no-device", f"this host has no device of {group.group}", fix)
+        return []
+    return [
+        mount
+        for node in listed.nodes
+        for mount in _device(rule, node.path, node.optional, context, fail)
+    ]
 
 
 def _headers(rule: Rule, context: Context, fail: Fail) -> list[Mount]:

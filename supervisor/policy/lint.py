@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from supervisor.host import Host, load_host
 from supervisor.policy.compile import compile_policies
-from supervisor.policy.context import DEVICES, Context, Headers, allot_ids
+from supervisor.policy.context import Context, Headers, allot_ids, named_devices
 from supervisor.policy.errors import PolicyError, PolicyErrors
 from supervisor.policy.groups import Baseline, Group, load_groups
 from supervisor.policy.model import Channel, Policy, SystemGroup
+from supervisor.policy.nodes import DeviceGroup, load_device_groups, nominal
 from supervisor.policy.parse import load_directory
 from supervisor.policy.plans import CompiledPolicy
 
@@ -49,8 +50,10 @@ def lint(
     """
     day = today or datetime.now(UTC).date()
     policies, errors = load_directory(directory)
-    groups, baseline, broken = load_groups(groups_from or Path(directory) / "groups")
-    errors += broken
+    folder = groups_from or Path(directory) / "groups"
+    groups, baseline, broken = load_groups(folder)
+    device_groups, broken_too = load_device_groups(folder / "devices")
+    errors += broken + broken_too
     hosts: list[Host] = []
     for path in sorted((Path(directory) / "hosts").glob("*.toml")):
         try:
@@ -60,7 +63,7 @@ def lint(
     if baseline:
         errors += _missing_peers(policies)
         for host in hosts:
-            context = neutral_context(policies, host, groups, baseline, day)
+            context = neutral_context(policies, host, groups, baseline, day, device_groups)
             compile_policies(policies, host, context, errors)
     findings = [Finding("error", error) for error in dict.fromkeys(errors)]
     findings += [Finding("error", error) for error in _expired(policies, hosts, day)]
@@ -90,12 +93,14 @@ def compile_anywhere(
     `groups_from` as for `lint`.
     """
     policies, errors = load_directory(directory)
-    groups, baseline, broken = load_groups(groups_from or Path(directory) / "groups")
-    errors += broken
+    folder = groups_from or Path(directory) / "groups"
+    groups, baseline, broken = load_groups(folder)
+    device_groups, broken_too = load_device_groups(folder / "devices")
+    errors += broken + broken_too
     if baseline is None:
         return {}, errors
     day = today or datetime.now(UTC).date()
-    context = neutral_context(policies, host, groups, baseline, day)
+    context = neutral_context(policies, host, groups, baseline, day, device_groups)
     return compile_policies(policies, host, context, errors), errors
 
 
@@ -105,6 +110,7 @@ def neutral_context(
     groups: Mapping[str, Group],
     baseline: Baseline,
     today: date,
+    device_groups: Mapping[str, DeviceGroup] | None = None,
 ) -> Context:
     """A context that takes nothing from this machine and lacks nothing a policy may ask for."""
     known = list(policies)
@@ -122,7 +128,8 @@ def neutral_context(
         kernel="RELEASE",
         uids=allot_ids((p.id for p in known), host.id_base, {}),
         base_links=(*links, ("/sbin", "usr/sbin")),
-        devices={**DEVICES, "/dev/tpmrm0": (253, 65536)},
+        devices={path: nominal(path) for path in named_devices(known, device_groups or {})},
+        device_groups=device_groups or {},
         gids=dict.fromkeys(names, 65534),
         headers=Headers("/usr/src/BUILD", "/usr/src/SOURCE", ("/usr/src/BUILD", "/usr/src/SOURCE")),
         placeholders={policy.id: _TOKEN for policy in known},

@@ -93,6 +93,15 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Devices:
+    """A versioned group of devices, as "name/version"; `optional`: the host may have none."""
+
+    key: ClassVar[str] = "device"
+    group: str
+    optional: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """Capabilities kept in the initial user namespace. Services only."""
 
@@ -141,7 +150,7 @@ class Jit:
 
 
 Permission = (
-    File | Syscalls | Listen | Channel | Model | State | Tmpfs | Device
+    File | Syscalls | Listen | Channel | Model | State | Tmpfs | Device | Devices
     | Capabilities | SystemGroup | Service | Headers | BpfDirectory | Jit
 )  # fmt: skip
 SERVICES_ONLY = (Capabilities, SystemGroup, Service, Headers, BpfDirectory)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.plan import Access
+from supervisor.policy import nodes
 from supervisor.policy.document import Document, Table, parse_document, read_document
 from supervisor.policy.errors import PolicyError
 from supervisor.policy.limits import parse_limits
@@ -18,6 +19,7 @@ from supervisor.policy.model import (
     Channel,
     Claim,
     Device,
+    Devices,
     Exemption,
     File,
     Headers,
@@ -275,14 +277,18 @@ def _tmpfs(table: Table) -> Tmpfs | None:
     return Tmpfs(path, size, files)
 
 
-def _device(table: Table) -> Device | None:
+def _device(table: Table) -> Device | Devices | None:
     if (inner := table.table("device")) is None:
         return None
-    names = ("null", "zero", "full", "random", "urandom", "tpmrm0")
-    path = inner.choice("path", [f"/dev/{name}" for name in names])
     optional = inner.boolean("optional", False)
+    found: Device | Devices
+    if inner.has("group"):
+        found = Devices(inner.string("group", nodes.GROUP, what='such as "gpu-render/1"'), optional)
+    else:
+        what = "a device that policies may name, such as /dev/urandom or /dev/dri/renderD128"
+        found = Device(inner.string("path", nodes.NAMES, what=what), optional)
     inner.finish()
-    return Device(path, optional)
+    return found
 
 
 def _capabilities(table: Table) -> Capabilities | None:
