@@ -17,6 +17,7 @@ from sandbox.cgroup import Leaf, find_mount
 from sandbox.devices import BLOCK, CHARACTER, MAKE, READ, WRITE, Rule
 from sandbox.errors import SandboxError
 from sandbox.plan import Bind, Device
+from sandbox.verify import Finding
 from supervisor import daemon
 from tests.host.sandbox.conftest import Cell, shipped_plan
 
@@ -138,15 +139,15 @@ def test_an_unlisted_node_is_refused_by_the_program_alone(
         weak.close()
 
 
-def verdict(findings: list[object]) -> str:
+def verdict(findings: list[Finding]) -> str:
     """What was said of the devices."""
-    return next(f.verdict for f in findings if f.layer == "devices")  # type: ignore[attr-defined]
+    return next(f.verdict for f in findings if f.layer == "devices")
 
 
 def test_a_listed_node_opens(cell: Cell) -> None:
     result = cell.run("print(open('/dev/null', 'r+b', 0).write(b'12'))")
     assert result.out == "2\n"
-    assert verdict(list(result.findings)) == "PASS"
+    assert verdict(result.findings) == "PASS"
 
 
 def test_only_the_plans_own_program_counts_as_attached(leaf: Leaf, tmp_path: Path) -> None:
