@@ -110,7 +110,7 @@ class Rig:
         assert not self.ran.exists()
 
     def traces(self) -> dict[str, Any]:
-        self.stand.drop_spare()
+        self.do(self.stand.drop_spare)
         self.do(asyncio.sleep, 0.02)
         return self.stand.traces()
 

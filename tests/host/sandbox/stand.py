@@ -148,11 +148,11 @@ class Stand:
         with suppress(BrokerError):  # without a broker everything is about to end
             self.broker.unregister(plan.workload)
 
-    def drop_spare(self) -> None:
+    async def drop_spare(self) -> None:
         """Give the cell up that waits for the next launch."""
         spare, self.cells._spare = self.cells._spare, None
         if spare is not None:
-            self.cells._discard(spare)
+            await self.cells._discard(spare)
 
     def traces(self) -> dict[str, Any]:
         """What a launch could leave behind, on every side.

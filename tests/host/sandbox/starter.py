@@ -71,7 +71,7 @@ async def cycles(stand: Stand, warm: int, number: int) -> None:
     await run(number)
     took = time.monotonic() - began
     say(json.dumps({"before": before, "after": await measure(stand), "seconds": took}))
-    stand.drop_spare()
+    await stand.drop_spare()
     stand.close()
 
 
@@ -84,7 +84,7 @@ async def cycle(stand: Stand, plan: SandboxPlan) -> None:
 
 async def measure(stand: Stand) -> dict[str, Any]:
     """Everything that must not grow. The kernel frees cgroups and keys a little later."""
-    stand.drop_spare()
+    await stand.drop_spare()
     await asyncio.sleep(2)
     gc.collect()
     pids = {"supervisor": os.getpid(), "launcher": stand.zygote, "broker": stand.broker.pid}

@@ -87,7 +87,7 @@ def test_a_spare_cell_that_failed_is_replaced_at_the_next_launch(rig: Rig) -> No
 def _started(rig: Rig) -> Running:
     Saboteur.refuse()
     running: Running = rig.do(rig.stand.start, rig.plan)
-    rig.stand.drop_spare()
+    rig.do(rig.stand.drop_spare)
     Saboteur.refuse("empty root", "fsmount")
     rig.stand.cells._spare = rig.stand.cells._spawn()
     return running

@@ -172,7 +172,7 @@ LAUNCH: dict[str, tuple[Callable[[Rig], None], ...]] = {
 }
 _OTHER = {
     "prepare", "_rules", "_spawn",  # no step of this launch
-    "callback", "pop_all", "ensure_future", "sleep", "append", "ExitStack", "suppress",
+    "callback", "pop_all", "ensure_future", "sleep", "append", "AsyncExitStack", "push_async_callback", "suppress",
     "VerificationFailed",
 }  # fmt: skip
 

@@ -135,7 +135,7 @@ def test_a_stopped_launcher_takes_only_so_many_orders(rig: Rig) -> None:
         assert "stopped" in str(refused.value) and refused.value.fix
     finally:
         for cell in cells:
-            rig.stand.cells._discard(cell)
+            rig.do(rig.stand.cells._discard, cell)
         os.kill(rig.stand.zygote, signal.SIGCONT)
     rig.left_nothing()
 
