@@ -11,7 +11,7 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.errors import SandboxError
@@ -43,15 +43,17 @@ def wait(cgroup: Path, key: str, value: str, timeout: float) -> None:
 
 async def reached(cgroup: Path, key: str, value: str, timeout: float) -> None:
     """The same without holding up the event loop."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
     with _events(cgroup) as fd, _changes(fd) as changed:
-        try:
-            async with asyncio.timeout(timeout):
-                while not _says(fd, key, value):
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(changed.wait(), _LOOK)
-                    changed.clear()
-        except TimeoutError:
-            raise _timeout(cgroup, key, value, timeout) from None
+        while not _says(fd, key, value):
+            left = deadline - loop.time()
+            if left <= 0:
+                raise _timeout(cgroup, key, value, timeout)
+            timer = loop.call_later(min(left, _LOOK), changed.set)
+            await changed.wait()
+            timer.cancel()
+            changed.clear()
 
 
 @contextmanager
