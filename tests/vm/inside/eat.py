@@ -79,8 +79,9 @@ def sockets() -> None:
 
 KINDS = {one.__name__: one for one in (heap, tmpfs, memfd, shm, pipe, pages, sockets)}
 kind = sys.argv[2] if len(sys.argv) > 2 else "heap"
-hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+if kind in ("pipe", "sockets"):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 steps = amount // STEP * (8 if kind == "sockets" else 1)
 for _ in range(steps):
     KINDS[kind]()
