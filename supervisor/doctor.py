@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sandbox import volumes
 from sandbox.errors import SandboxError
 from sandbox.limits import block_devices
 from supervisor import trials
@@ -68,7 +69,7 @@ def check(
     """
     state = host.paths.state if host else None
     found = [*_cgroup(root, state), *_kernel(), *_filters(root), *_probes(root), *_secrets(root)]
-    found += [*_modules(root), *_advice(root)]
+    found += [_disk(host), *_modules(root), *_advice(root)]
     if host:
         found += [*_application(Path(host.paths.app)), *_runtime(Path(host.paths.runtime))]
         waivers = {waiver.guarantee: waiver for waiver in host.waivers}
@@ -246,6 +247,22 @@ def _secrets(root: Path) -> Iterator[Guarantee]:
     software = (root / "usr/bin/swtpm").exists()
     evidence = "/usr/bin/swtpm" + ("" if software else " is missing")
     yield _guarantee("swtpm", software or held, evidence, "`apt install swtpm`")
+
+
+def _disk(host: Host | None) -> Guarantee:
+    """How a state directory as a whole can be bounded."""
+    state = Path(host.paths.state if host else "/var/lib/anchorhold")
+    state = next(path for path in (state, *state.parents) if path.is_dir())
+    if volumes.has_quota(state):
+        return Guarantee("disk:quota", "ok", f"project quotas are on where {state} lies")
+    error = trials.loop_device()
+    evidence = f"no project quota; {error or 'images'} behind loop devices"
+    fix = (
+        "mount the file system of the state directory with prjquota (ext4: first "
+        "`tune2fs -O project,quota`), or `apt install e2fsprogs` and `modprobe loop`, or waive "
+        "`disk:quota`"
+    )
+    return _guarantee("disk:quota", not error, evidence, fix)
 
 
 def _modules(root: Path) -> Iterator[Guarantee]:

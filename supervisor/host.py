@@ -19,7 +19,7 @@ SCHEMA = "anchorhold.host/1"
 GUARANTEES = (
     "cgroup:memory", "cgroup:pids", "cgroup:cpu", "cgroup:cpuset", "cgroup:io", "landlock",
     "probes", "seccomp", "userns", "mdwe", "device-filter", "secret-memory", "software-tpm",
-    "file-key", "pin-rate-limit",
+    "file-key", "pin-rate-limit", "disk:quota",
 )  # fmt: skip
 _TABLES, _ARRAYS = ("paths", "ids", "tpm", "gateway", "probes"), ("waive", "upstream")
 _PATH = r"(/[A-Za-z0-9._+@-]+)+"

@@ -75,7 +75,7 @@ class Lifecycle:
         compiled = workload.compiled
         try:
             self._require(compiled)
-        except GuaranteeMissing as lacking:
+        except SandboxError as lacking:
             workload.enter("failed", str(lacking))
             self._of.note("start", workload.id, "refused", reason=workload.error)
             return
@@ -232,6 +232,7 @@ class Lifecycle:
     def _require(self, compiled: CompiledPolicy) -> None:
         if lacking := doctor.unmet(compiled.sandbox.requires, self._of.guarantees):
             raise GuaranteeMissing(lacking)
+        self._of.directories.require(compiled)
 
     async def _follow(self, workload: Workload, running: Running) -> None:
         code, number = await asyncio.shield(running.exited)

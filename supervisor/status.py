@@ -92,7 +92,10 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
             findings = verify.inspect(
                 plan, running.leaf, running.pid, running.report, of.waived_layers
             )
-            layers = [as_json(finding) for finding in (*findings, _watched(of, running.leaf))]
+            findings.append(_watched(of, running.leaf))
+            if disk := of.directories.finding(workload.compiled):
+                findings.append(disk)
+            layers = [as_json(finding) for finding in findings]
             memory = resident(running.pid)
             frozen = running.leaf.frozen
             used = usage(running.leaf.path)

@@ -32,6 +32,7 @@ from supervisor.lifecycle import Lifecycle, StartError, no_policy
 from supervisor.loading import load_policies
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.policy.wiring import broker_targets, egress_config, ingress_config
+from supervisor.state import StateDirectories
 from supervisor.vault.errors import Fault
 from supervisor.watching import LOADER, READER, Watching
 from supervisor.workload import Workload
@@ -68,6 +69,11 @@ class Supervisor:
         filtered = not any(
             g.name == "device-filter" and g.state == "waived" for g in self.guarantees
         )
+        self.directories = StateDirectories(
+            not any(g.name == "disk:quota" and g.state == "waived" for g in self.guarantees)
+        )
+        for compiled in self.compiled.values():
+            self.directories.prepare(compiled)
         self.launcher = Launcher(zygote, self.run_directory / "stage", filtered)
         for compiled in self.compiled.values() if filtered else ():
             with suppress(OSError, SandboxError):  # every launch will say so

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from sandbox import devices, syscalls
+from sandbox import devices, syscalls, volumes
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NR_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
@@ -94,6 +94,11 @@ def user_namespace() -> str:
 def device_filter() -> str:
     """Load and attach a device program that refuses nothing, in a child. bpf(2)."""
     return in_child(devices.try_out)
+
+
+def loop_device() -> str:
+    """Put memory behind a loop device, which then lets go of it. loop(4)."""
+    return in_child(volumes.try_loop)
 
 
 def probe() -> str:

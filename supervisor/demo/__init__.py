@@ -138,6 +138,14 @@ class _Supervisor:
         """One control request."""
         return call(self._control, verb, arguments, fds)
 
+    @property
+    def pid(self) -> int:
+        """Its process, told by the kernel: who listens on the control socket. unix(7)."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+            line.connect(str(self._control))
+            told = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(told[:4], "little")
+
     def add_key(self, name: str, key: str) -> None:
         """Hand a key over by a pipe, as `keys add` does."""
         reading, writing = os.pipe()
@@ -226,7 +234,9 @@ def _attack(host: Host, supervisor: _Supervisor, port: int) -> dict[str, tuple[s
     found = {}
     for name in ATTEMPTS:
         words = ["/usr/bin/python3", "-I", "-", name, str(port), path]
-        control = subprocess.run(words, input=program, capture_output=True, timeout=20)  # noqa: S603
+        # The directory's disk is mounted where only the supervisor and its cells see it.
+        outside = [*words[:-1], f"/proc/{supervisor.pid}/root{path}"]
+        control = subprocess.run(outside, input=program, capture_output=True, timeout=20)  # noqa: S603
         text = os.memfd_create("intruder")
         os.write(text, program)
         os.lseek(text, 0, os.SEEK_SET)

@@ -196,7 +196,7 @@ class _Compiler:
             fds=self._fds(channels),
             tcp_bind=tuple(sorted(listen.port for _, listen in self._of(model.Listen))),
             tcp_connect=(EGRESS_PORT,) if egress else (),
-            requires=policy.requires,
+            requires=(*policy.requires, *(("disk:quota",) if self._of(model.State) else ())),
         )
 
     def _environment(self, egress: dict[str, Any] | None) -> tuple[tuple[str, str], ...]:

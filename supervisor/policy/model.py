@@ -67,7 +67,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The workload's own directory, writable at /state; `size` bounds each file (RLIMIT_FSIZE)."""
+    """The workload's own directory, writable at /state; `size` bounds all of it."""
 
     key: ClassVar[str] = "state"
     size: int
