@@ -118,7 +118,8 @@ def make_image(image: Path, size: int, files: int, owner: tuple[int, int]) -> No
     fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, image_size(size, files))
-        extended = f"nodiscard,root_owner={owner[0]}:{owner[1]}"
+        extended = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
+        extended += f",root_owner={owner[0]}:{owner[1]}"
         _spawn(_MKFS, "-q", "-F", "-b", str(_BLOCK), "-m", "0", "-N", str(files),
                "-J", f"size={_JOURNAL}", "-E", extended, str(image))  # fmt: skip
         place = image.with_name(f"{image.name}.mount")
@@ -147,9 +148,15 @@ def mount_image(image: Path, directory: Path) -> None:
     fd = os.open(image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _lock(fd, image)
+        # Where zeros were written, the tools and the device left holes: fill them, or a write of
+        # the workload would fail when the disk of the host is full.
+        os.posix_fallocate(fd, 0, os.fstat(fd).st_size)
         device, path = _loop(fd)
         try:
             syscalls.mount(path, str(directory), "ext4", _FLAGS, "errors=remount-ro")
+            # From now on zeros are written as such; else this would go on.
+            knob = Path(f"/sys/fs/ext4/{Path(path).name}/extent_max_zeroout_kb")
+            knob.write_text("0")
         finally:
             os.close(device)
     finally:

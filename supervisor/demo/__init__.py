@@ -141,7 +141,7 @@ class _Supervisor:
     @property
     def pid(self) -> int:
         """Its process, told by the kernel: who listens on the control socket. unix(7)."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
             line.connect(str(self._control))
             told = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int.from_bytes(told[:4], "little")

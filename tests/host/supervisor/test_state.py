@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from house import House
 
 from sandbox import syscalls, volumes
 from supervisor import state
@@ -216,6 +217,41 @@ def test_an_image_that_is_still_mounted_is_not_mounted_again(directory: Path) ->
         assert time.monotonic() - began > 1, "it waited for the other to go"
 
     assert alone(act) == ""
+
+
+def test_the_status_tells_the_bound_and_it_holds_for_a_running_workload(house: House) -> None:
+    policy = house.policies / "executor-main.toml"
+    text = policy.read_text()
+    assert 'state = { size = "256MiB" }' in text
+    policy.write_text(text.replace('"256MiB" }', '"2MiB" }', 1))
+    house.open()
+    running = house.workload("executor.main")
+    layers = {layer["layer"]: layer for layer in running["layers"]}
+    assert (layers["devices"]["verdict"], layers["disk"]["verdict"]) == ("PASS", "PASS"), layers
+    assert layers["disk"]["promised"] == f"{SIZE} bytes and {FILES} files in all"
+    assert "still fit" in layers["disk"]["evidence"]
+
+    def as_executor() -> None:
+        os.setgroups([])
+        os.chdir(f"/proc/{running['pid']}/root/state")
+        os.setresgid(running["uid"], running["uid"], running["uid"])
+        os.setresuid(running["uid"], running["uid"], running["uid"])
+        written, code = write(Path("big"), 4 * SIZE)
+        assert code in (errno.ENOSPC, errno.EDQUOT) and 0 < written <= SIZE, (written, code)
+        Path("big").unlink()
+
+    assert alone(as_executor) == ""
+
+
+def test_a_directory_that_cannot_be_bounded_stops_its_workload_alone(house: House) -> None:
+    (house.state / "w-executor-main").mkdir(parents=True)
+    house.state.chmod(0o711)
+    (house.state / "w-executor-main.img").write_bytes(b"no file system")
+    house.open()
+    found = house.workload("executor.main")
+    assert (found["state"], found["pid"]) == ("failed", None)
+    assert "cannot be bounded" in found["error"]
+    assert house.workload("adapter.rest")["state"] == "running", "the others run"
 
 
 _MOVE = """
