@@ -106,6 +106,7 @@ def use_image(directory: Path, size: int, files: int, owner: tuple[int, int]) ->
         _sync(directory.parent)
         new.rename(image)
         directory.mkdir(mode=0o700)
+        os.chown(directory, *owner)
         _sync(directory.parent)
         volumes.remove_tree(moved)
     elif any(directory.iterdir()):

@@ -72,8 +72,9 @@ class Supervisor:
         self.directories = StateDirectories(
             not any(g.name == "disk:quota" and g.state == "waived" for g in self.guarantees)
         )
-        for compiled in self.compiled.values():
-            self.directories.prepare(compiled)
+        for id_, compiled in self.compiled.items():
+            if id_ != SOFTWARE_TPM or self.host_tpm_is_software:
+                self.directories.prepare(compiled)
         self.launcher = Launcher(zygote, self.run_directory / "stage", filtered)
         for compiled in self.compiled.values() if filtered else ():
             with suppress(OSError, SandboxError):  # every launch will say so
