@@ -12,7 +12,7 @@ from collections import namedtuple  # not typing: the reader lives on 0.6 MB les
 
 ABI = 1
 CALLS = 512  # call numbers the tables have room for; a number outside is an alert
-SLOTS = 128
+SLOTS = 512
 RING_BYTES = 256 * 1024
 MEMBERS = 16384
 

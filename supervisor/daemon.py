@@ -62,6 +62,10 @@ def main(argv: list[str]) -> int:
         return _in_a_scope(host_file)
     credentials.not_dumpable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Several descriptors per workload, here and in launcher and broker: all that we may have. A
+    # workload gets its policy's number.
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     os.umask(0o077)
     # Our own mount namespace: what is mounted here (the bpf file system) ends with us. A slave, so
     # that a disk mounted later on the host is still seen.

@@ -171,7 +171,7 @@ class Lifecycle:
 
     async def _end(self, running: Running, at_once: bool) -> None:
         lost = self._of.launcher.lost.done()  # then nobody tells us of exits
-        if not at_once and not lost:
+        if not at_once and not lost and _hears(running.pid, signal.SIGTERM):
             running.leaf.thaw()
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(running.pidfd, signal.SIGTERM)
@@ -314,6 +314,17 @@ def _how(code: int, number: int, running: Running) -> str:
         if running.leaf.out_of_memory:
             how += f": it needed more memory than its limit of {running.plan.limits.memory} bytes"
     return how
+
+
+def _hears(pid: int, number: int) -> bool:
+    """Whether process 1 of a pid namespace takes this signal: the kernel drops what it neither
+    catches nor blocks. pid_namespaces(7)"""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigCgt:", "SigBlk:"))]
+    return any(mask & 1 << (number - 1) for mask in masks)
 
 
 def _listening(pid: int) -> set[int]:

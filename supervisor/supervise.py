@@ -150,10 +150,13 @@ class Supervisor:
         await self._start(INGRESS)
 
     async def _take_down(self) -> None:
-        order = [INGRESS, *(id_ for id_ in self.workloads if id_ != INGRESS)]
-        for id_ in order:
-            if workload := self.workloads.get(id_):
-                await self.lifecycle.stop(workload)
+        # First nothing comes in any more; the services hear the others' last words. Each takes its
+        # time to end, and all of one kind take it together.
+        services = {
+            id_ for id_, one in self.workloads.items() if one.compiled.policy.kind == "service"
+        }
+        for ids in ({INGRESS} & services, self.workloads.keys() - services, services - {INGRESS}):
+            await asyncio.gather(*(self.lifecycle.stop(self.workloads[id_]) for id_ in ids))
         self.watching.detach_reader()
         self.slice.remove()
         self.channels.close()
