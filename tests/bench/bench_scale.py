@@ -185,7 +185,7 @@ def main() -> list[Figure]:
             (each["kernel"] + each["ours"]) / 1e6, "MB", bound=1.0,
         ),
         Figure("the idle program itself", many["sleeper"] / 1e6, "MB"),
-        Figure(f"start to ready with {WORKLOADS} more", many["ready"], "s", few["ready"], "without"),
+        Figure(f"start with {WORKLOADS} more", many["ready"], "s", few["ready"], "without"),
         Figure("start per workload", each["ready"] * 1000, "ms"),
         Figure(f"stop with {WORKLOADS} more", many["stop"], "s", few["stop"], "without"),
         Figure(f"CPU of the idle supervisor with {WORKLOADS}", many["cpu"], "%", bound=0.5),
