@@ -52,11 +52,16 @@ class Channels:
 
 def _clear(directory: Path) -> None:
     """Remove CLIENT/SERVER.sock and what held them. shutil would cost the root process 1 MB."""
-    for client in directory.glob("*"):
+    for client in directory.glob("*") if not directory.is_symlink() else ():
+        if client.is_symlink():  # not ours; what it leads to is nobody's business here
+            client.unlink()
+            continue
         for path in client.glob("*.sock"):
             path.unlink()
         client.rmdir()
-    if directory.exists():
+    if directory.is_symlink():
+        directory.unlink()
+    elif directory.exists():
         directory.rmdir()
 
 

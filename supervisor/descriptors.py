@@ -118,7 +118,9 @@ class Outfitter:
             )
 
     def append(self, name: str) -> int:
-        """See `append_to`; `name` is below the state directory."""
+        """See `append_to`; `name` is FOLDER/FILE in the state directory. Raises SandboxError."""
+        if len(Path(name).parts) != 2 or not name.isprintable():
+            raise SandboxError("bad_name", f"{name!r} is no file of the state", "correct the id")
         return append_to(self._state / name)
 
 
@@ -126,15 +128,26 @@ def append_to(path: Path) -> int:
     """An append-only file for root and nobody else to read. A line that a power cut left without
     its end is ended, so that it spoils no other."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Neither the directory nor the file may be a link to somewhere else.
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _append_in(folder, path.name)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(folder)
+
+
+def _append_in(folder: int, name: str) -> int:
     flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    reading = os.open(path, os.O_RDWR | flags, 0o600)
+    reading = os.open(name, os.O_RDWR | flags, 0o600, dir_fd=folder)
     try:
         end = os.fstat(reading).st_size
         if end and os.pread(reading, 1, end - 1) != b"\n":
             os.write(reading, b"\n")
     finally:
         os.close(reading)
-    return os.open(path, os.O_WRONLY | flags, 0o600)
+    return os.open(name, os.O_WRONLY | flags, 0o600, dir_fd=folder)
 
 
 def listen(address: str) -> socket.socket:

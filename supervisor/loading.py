@@ -39,7 +39,8 @@ def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyErr
     known["ids"] = dict(context.uids)
     known["versions"].update({policy.id: policy.version for policy in policies})
     temporary = memory.with_suffix(".new")
-    with temporary.open("w") as file:
+    temporary.unlink(missing_ok=True)  # of a run that was killed, or put there by somebody
+    with temporary.open("x") as file:
         json.dump(known, file)
         file.flush()
         os.fsync(file.fileno())  # or a power cut could leave an empty file in place of the old one
@@ -49,12 +50,30 @@ def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyErr
         os.fsync(folder)  # before files are given to uids that only this memory knows
     finally:
         os.close(folder)
-    for plan in compiled.values():
+    for id_, plan in list(compiled.items()):
         if plan.state_directory:
-            path = Path(plan.state_directory)
-            path.mkdir(mode=0o700, exist_ok=True)
-            os.chown(path, plan.sandbox.uid, plan.sandbox.gid)
+            try:
+                _own(Path(plan.state_directory), plan.sandbox.uid)
+            except OSError as error:
+                del compiled[id_]
+                said = f"{error.filename}: {error.strerror}"
+                fix = "remove what lies there, or restore the directory from a backup"
+                file = plan.policy.file
+                errors.append(PolicyError("state-directory", file, 1, "allow.state", said, fix))
     return compiled, errors
+
+
+def _own(path: Path, uid: int) -> None:
+    """Make the directory and give it away; never what a symbolic link in its place leads to."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, uid, uid)
+    finally:
+        os.close(fd)
 
 
 def _remembered(memory: Path) -> dict[str, dict[str, int]]:

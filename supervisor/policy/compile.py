@@ -29,6 +29,7 @@ from supervisor.policy.plans import (
 )
 
 EGRESS_PORT = 8100
+_SOCKET_PATH = 107  # unix(7): sun_path without its NUL
 
 
 def compile_policies(
@@ -257,12 +258,16 @@ class _Compiler:
                 self._fail(rule, "one-sided-channel", message, fix)
             ends = (self.policy.id, channel.peer)
             client, server = ends if channel.role == "client" else ends[::-1]
+            path = f"{self.host.paths.run}/channel/{client}/{server}.sock"
+            if len(path) > _SOCKET_PATH:
+                message = f"{path} has more than the {_SOCKET_PATH} bytes that a socket's path may"
+                self._fail(rule, "long-path", message, "shorten the ids, or the host's paths.run")
             found.append(
                 ChannelPlan(
                     client,
                     server,
                     channel.role,
-                    f"{self.host.paths.run}/channel/{client}/{server}.sock",
+                    path,
                     f"/run/anchorhold/{server}.sock",
                     f"channel.{client}",
                     self._source(rule),

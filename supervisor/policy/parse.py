@@ -40,7 +40,7 @@ from supervisor.policy.model import (
 
 SCHEMA = "anchorhold.policy/1"
 FILE_NAME = r"[a-z0-9-]+\.toml"
-WORKLOAD = r"[a-z][a-z0-9]*([.-][a-z0-9]+)*"
+WORKLOAD = r"(?=.{1,63}\Z)[a-z][a-z0-9]*([.-][a-z0-9]+)*"  # as long as a host name may be
 RULE_ID = r"[a-z][a-z0-9-]{0,62}"
 REQUIREMENT = (
     r"landlock>=[1-9][0-9]?|cgroup:(memory|pids|cpu|cpuset|io)"

@@ -109,6 +109,11 @@ class Rig:
             assert found == self.before[what], what
         assert not self.ran.exists()
 
+    def remember(self) -> None:
+        """What is there now is how it was, once all have heard of the last end."""
+        self.do(asyncio.sleep, 0.1)
+        self.before = self.traces()
+
     def traces(self) -> dict[str, Any]:
         self.do(self.stand.drop_spare)
         self.do(asyncio.sleep, 0.02)

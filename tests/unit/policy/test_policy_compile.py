@@ -179,6 +179,15 @@ def test_a_contradiction_costs_its_own_policy_only(
         compile_policies(policies, HOST, facts)
 
 
+def test_a_channel_whose_path_no_socket_takes_is_named() -> None:
+    paths = replace(HOST.paths, run="/run/" + "x" * 80)
+    errors = mistakes(POLICIES, replace(HOST, paths=paths))
+    assert {error.code for error in errors} == {"long-path"}
+    assert {error.file for error in errors} >= {"adapter-rest.toml", "executor-main.toml"}
+    assert all("107 bytes" in str(error) and error.fix for error in errors)
+    assert mistakes(POLICIES) == []
+
+
 def test_a_missing_peer_stops_nobody() -> None:
     alone = [p for p in POLICIES if p.id != "executor.main"]
     assert {"adapter.rest", "adapter.websocket"} <= set(compiled(alone))

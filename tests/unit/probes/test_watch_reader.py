@@ -133,7 +133,7 @@ def test_a_length_the_ring_cannot_hold_is_skipped(fake: FakeRing) -> None:
 @pytest.fixture
 def parts(fake: FakeRing, tmp_path: Path) -> Iterator[tuple[Reader, FakeRing, socket.socket, Path]]:
     counters = tmp_path / "counters"
-    counters.write_bytes(bytes(PAGE))
+    counters.write_bytes(bytes(layout.SLOTS * layout.COUNTERS.size))
     page = os.open(counters, os.O_RDWR)
     audit = os.open(tmp_path / "audit", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
