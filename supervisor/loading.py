@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.errors import SandboxError
@@ -58,17 +59,15 @@ def load_policies(host: Host) -> tuple[dict[str, CompiledPolicy], list[PolicyErr
                 del compiled[id_]
                 said = f"{error.filename}: {error.strerror}"
                 fix = "remove what lies there, or restore the directory from a backup"
-                file = plan.policy.file
-                errors.append(PolicyError("state-directory", file, 1, "allow.state", said, fix))
+                where = (plan.policy.file, 1, "allow.state")
+                errors.append(PolicyError("state-directory", *where, said, fix))
     return compiled, errors
 
 
 def _own(path: Path, uid: int) -> None:
     """Make the directory and give it away; never what a symbolic link in its place leads to."""
-    try:
+    with suppress(FileExistsError):
         path.mkdir(mode=0o700)
-    except FileExistsError:
-        pass
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fchown(fd, uid, uid)
