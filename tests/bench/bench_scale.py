@@ -162,7 +162,9 @@ def bomb() -> float:
         fork = "import os, time\nfor _ in range(%d):\n  if not os.fork(): break\ntime.sleep(60)"
         code = f"open('{leaf.path}/cgroup.procs', 'w').write('0')\n{fork % (BOMB - 1)}"
         process = subprocess.Popen(["/usr/bin/python3", "-IS", "-c", code])
+        late = time.monotonic() + 60
         while len(leaf.processes()) < BOMB:
+            assert time.monotonic() < late, "the bomb does not go off"
             time.sleep(0.05)
         began = time.perf_counter()
         leaf.destroy()
