@@ -152,7 +152,8 @@ _MOUNTED = 'mount -t tmpfs -o size=48m,mode=0711 none "$0" && exec "$@"'
 def test_a_full_disk_refuses_messages_until_there_is_room(house: House, key: str) -> None:
     house.state.mkdir(mode=0o711)
     policy = house.policies / "executor-main.toml"
-    policy.write_text(policy.read_text().replace('"256MiB"', '"4MiB"'))  # its room is taken at once
+    smaller = policy.read_text().replace('size = "256MiB"', 'size = "4MiB"')
+    policy.write_text(smaller)  # its room is taken at once
     house.open("unshare", "--mount", "sh", "-c", _MOUNTED, str(house.state))
     house.add_key(key)
     token = house.token()
