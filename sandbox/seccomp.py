@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
+import itertools
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sandbox.errors import SandboxError
@@ -44,6 +47,11 @@ def compile_filters(spec: SeccompSpec) -> tuple[bytes, ...]:
     return tuple(programs)
 
 
+def digests(programs: Iterable[bytes]) -> tuple[str, ...]:
+    """sha256 of each program, in the order of loading: what the audit log says was loaded."""
+    return tuple(hashlib.sha256(program).hexdigest() for program in programs)
+
+
 def denying_filter(rules: tuple[SyscallRule, ...]) -> bytes:
     """A filter that only takes away: what none of `rules` matches passes."""
     return _build("allow", rules)
@@ -58,10 +66,65 @@ def launch_rules(spec: SeccompSpec) -> tuple[SyscallRule, ...]:
     )
 
 
+def call_number(call: str, architecture: str = "x86_64") -> int:
+    """The number of a rule's call; negative for a name that `architecture` lacks."""
+    import seccomp
+
+    if call.startswith("#"):
+        return int(call[1:])
+    arch = seccomp.Arch(getattr(seccomp.Arch, architecture.upper()))
+    return int(seccomp.resolve_syscall(arch, call))
+
+
+def call_name(number: int) -> str | None:
+    """The name of an x86-64 call; None where libseccomp knows none."""
+    import seccomp
+
+    try:
+        name = seccomp.resolve_syscall(seccomp.Arch(seccomp.Arch.X86_64), number)
+    except (ValueError, OverflowError):
+        return None
+    return bytes(name).decode()
+
+
+def contradiction(rules: Sequence[SyscallRule]) -> str | None:
+    """Two rules of one filter that answer the same call differently, in words; None without.
+
+    libseccomp does not refuse them: an unconditional rule silently swallows every conditional one.
+    """
+    by_call: dict[str, dict[str, list[SyscallRule]]] = {}
+    for rule in rules:
+        by_call.setdefault(rule.call, {}).setdefault(rule.action, []).append(rule)
+    for call, by_action in by_call.items():
+        for one, other in itertools.combinations(by_action.values(), 2):
+            for a, b in itertools.product(one, other):
+                if _overlap(a.tests, b.tests):
+                    names = " and ".join(r.reason.partition(":")[0] or r.action for r in (a, b))
+                    return f"{names} answer the same call of {call} differently"
+    return None
+
+
+def _overlap(one: tuple[ArgTest, ...], other: tuple[ArgTest, ...]) -> bool:
+    """Whether some arguments pass all tests of both."""
+    for a, b in itertools.product(one, other):
+        if a.index != b.index or "ne" in (a.op, b.op):
+            if a.index == b.index and a.value == b.value and {a.op, b.op} == {"eq", "ne"}:
+                return False
+        elif (a.value ^ b.value) & _mask(a) & _mask(b):
+            return False
+    return True
+
+
+def _mask(test: ArgTest) -> int:
+    return test.mask if test.op == "masked_eq" else 0xFFFF_FFFF_FFFF_FFFF
+
+
 def _build(default: str, rules: tuple[SyscallRule, ...]) -> bytes:
     # Imported here: the zygote loads this package and must not carry libseccomp.
     import seccomp
 
+    if clash := contradiction(rules):
+        raise SandboxError("seccomp_rule", clash, "let the sets not overlap, or answer alike")
     default_action = _action(seccomp, default)
     program = seccomp.SyscallFilter(defaction=default_action)
     # int 0x80 and x32 numbers reach BADARCH: a second, unfiltered system call table otherwise.

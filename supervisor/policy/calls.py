@@ -9,8 +9,11 @@ every other 32-bit value. Source: seccomp_rule_add(3); hardening rules on EQ, NE
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sandbox.plan import ArgTest, SeccompSpec, SyscallRule
+from sandbox.seccomp import contradiction
+from sandbox.truth_table import outside
 from supervisor.policy.groups import ArgumentSet, Baseline, Group, named_calls
 
 _LOW = 0xFFFF_FFFF
@@ -18,26 +21,29 @@ _LOW = 0xFFFF_FFFF
 LAUNCH_CALLS = ("read", "write", "execveat", "exit_group")
 
 
-def complement(values: Iterable[int], width: int = 32) -> list[tuple[int, int]]:
-    """Disjoint (mask, value) pairs that match exactly the `width`-bit numbers not in `values`."""
-    found: list[tuple[int, int]] = []
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The allowed values of one 32-bit argument of a call; `origin` is the set that names them."""
 
-    def split(bit: int, mask: int, prefix: int, inside: list[int]) -> None:
-        if not inside:
-            found.append((mask, prefix))
-        elif bit >= 0:
-            one = 1 << bit
-            split(bit - 1, mask | one, prefix, [v for v in inside if not v & one])
-            split(bit - 1, mask | one, prefix | one, [v for v in inside if v & one])
+    argument: int
+    values: frozenset[int]
+    names: tuple[str, ...]
+    action: str
+    origin: str
+    why: str
 
-    split(width - 1, 0, 0, sorted(set(values)))
-    return found
+    def rules(self, call: str) -> Iterable[SyscallRule]:
+        """The refusals of every other value."""
+        reason = f"{self.origin}: only {', '.join(self.names)}: {self.why}"
+        for mask, value in outside((_LOW, value) for value in self.values):
+            test = ArgTest(self.argument, "masked_eq", value, mask)
+            yield SyscallRule(call, self.action, (test,), reason)
 
 
 def seccomp_spec(groups: Sequence[Group], baseline: Baseline, *, jit: bool = False) -> SeccompSpec:
     """The filters for the union of `groups` over `baseline`; with `jit`, written memory may become
-    code. Raises ValueError if two groups test different arguments of one call: their union cannot
-    be written soundly."""
+    code. Raises ValueError where the groups cannot be joined soundly: they test different arguments
+    of one call, allow values that the baseline never does, or contradict each other."""
     allowed = named_calls(groups)
     main: dict[str, SyscallRule] = {}
     for group in groups:
@@ -50,82 +56,63 @@ def seccomp_spec(groups: Sequence[Group], baseline: Baseline, *, jit: bool = Fal
         for call in refused.calls:
             if call not in main:
                 main[call] = SyscallRule(call, refused.action, reason=reason)
-    refuse = list(_only(groups))
-    limited = allowed_values(groups)
+    limits = allowed_values(groups)
+    refuse = [rule for call in sorted(limits) for rule in limits[call].rules(call)]
+    for only in baseline.only:
+        for call in sorted(set(only.calls) & allowed):
+            refuse += _ceiling(only, call, limits.get(call), baseline.version)
     for never in baseline.never:
-        if jit and never.unless_jit:
-            continue
-        reason = f"baseline/{baseline.version} {never.id}: {never.why}"
-        for call in sorted(set(never.calls) & allowed):
-            for value in never.values:
-                if not never.bits and call in limited and value not in limited[call][1]:
-                    continue  # outside the allowed values already; two answers must not overlap
-                test = ArgTest(never.argument, "masked_eq", value, value if never.bits else _LOW)
-                refuse.append(SyscallRule(call, never.action, (test,), reason))
-    return SeccompSpec(tuple(main[call] for call in sorted(main)), tuple(_without_repeats(refuse)))
+        if not (jit and never.unless_jit):
+            for call in sorted(set(never.calls) & allowed):
+                refuse += _never(never, call, limits.get(call), baseline.version)
+    if clash := contradiction(refuse):
+        raise ValueError(clash)
+    return SeccompSpec(tuple(main[call] for call in sorted(main)), tuple(dict.fromkeys(refuse)))
 
 
-def allowed_values(groups: Sequence[Group]) -> dict[str, tuple[int, tuple[int, ...], ArgumentSet]]:
-    """Calls allowed for some values of one argument only: (argument, values, where it is said)."""
+def allowed_values(groups: Sequence[Group]) -> dict[str, Limit]:
+    """The calls that `groups` allow for some values of one argument only."""
     unconditional = {call for group in groups for part in group.allow for call in part.calls}
-    found: dict[str, tuple[int, tuple[int, ...], ArgumentSet]] = {}
-    for part in (part for group in groups for part in group.only):
-        for call in part.calls:
-            if call in unconditional:
-                continue
-            argument, values, first = found.get(call, (part.argument, (), part))
-            if argument != part.argument:
-                raise ValueError(f"{first.id} and {part.id} test different arguments of {call}")
-            found[call] = (argument, tuple(sorted({*values, *part.values})), first)
+    found: dict[str, Limit] = {}
+    for group in groups:
+        for part in group.only:
+            for call in set(part.calls) - unconditional:
+                limit = _limit(part, f"{group.name} {part.id}")
+                found[call] = _union(call, found[call], limit) if call in found else limit
     return found
 
 
-def _only(groups: Sequence[Group]) -> Iterable[SyscallRule]:
-    for call, (argument, values, part) in sorted(allowed_values(groups).items()):
-        numbers = ", ".join(_names(groups, call, values))
-        reason = f"{part.id}: only {numbers}: {part.why}"
-        for mask, value in complement(values):
-            test = ArgTest(argument, "masked_eq", value, mask)
-            yield SyscallRule(call, part.action, (test,), reason)
+def _limit(part: ArgumentSet, origin: str) -> Limit:
+    return Limit(part.argument, frozenset(part.values), part.names, part.action, origin, part.why)
 
 
-def _names(groups: Sequence[Group], call: str, values: tuple[int, ...]) -> list[str]:
-    parts = [part for group in groups for part in group.only if call in part.calls]
-    return list(dict.fromkeys(name for part in parts for name in part.names))
+def _union(call: str, one: Limit, other: Limit) -> Limit:
+    if one.argument != other.argument:
+        raise ValueError(f"{one.origin} and {other.origin} test different arguments of {call}")
+    names = tuple(dict.fromkeys(one.names + other.names))
+    return Limit(one.argument, one.values | other.values, names, one.action, one.origin, one.why)
 
 
-def _without_repeats(rules: Sequence[SyscallRule]) -> Iterable[SyscallRule]:
-    """The first rule for each test: libseccomp refuses the same comparison with two actions."""
-    seen: dict[tuple[str, tuple[ArgTest, ...]], SyscallRule] = {}
-    for rule in rules:
-        key = (rule.call, rule.tests)
-        if key in seen and rule.action == "kill":
-            seen[key] = rule
-        seen.setdefault(key, rule)
-    return seen.values()
+def _ceiling(
+    only: ArgumentSet, call: str, limit: Limit | None, version: int
+) -> Iterable[SyscallRule]:
+    """What the baseline's "only" adds to a group's own limit on the same argument: nothing."""
+    ceiling = _limit(only, f"baseline/{version} {only.id}")
+    if limit is None or limit.argument != only.argument:
+        return ceiling.rules(call)
+    if beyond := limit.values - ceiling.values:
+        values = ", ".join(f"{value:#x}" for value in sorted(beyond))
+        raise ValueError(f"{limit.origin} allows {call} with {values}; {ceiling.origin} does not")
+    return ()
 
 
-def verdict(spec: SeccompSpec, call: str, arguments: Sequence[int] = ()) -> str:
-    """What the two filters answer: "allow", "kill" or an errno name. For explain and tests."""
-    given = [*arguments, 0, 0, 0, 0, 0, 0][:6]
-    main = _first(spec.main, call, given) or spec.default
-    refuse = _first(spec.refuse, call, given) or "allow"
-    if "kill" in (main, refuse):
-        return "kill"
-    return main if main != "allow" else refuse
-
-
-def _first(rules: Sequence[SyscallRule], call: str, arguments: Sequence[int]) -> str | None:
-    actions = [
-        rule.action
-        for rule in rules
-        if rule.call == call and all(_holds(test, arguments) for test in rule.tests)
-    ]
-    return "kill" if "kill" in actions else next(iter(actions), None)
-
-
-def _holds(test: ArgTest, arguments: Sequence[int]) -> bool:
-    argument = arguments[test.index] & 0xFFFF_FFFF_FFFF_FFFF
-    if test.op == "masked_eq":
-        return argument & test.mask == test.value
-    return (argument == test.value) == (test.op == "eq")
+def _never(
+    never: ArgumentSet, call: str, limit: Limit | None, version: int
+) -> Iterable[SyscallRule]:
+    reason = f"baseline/{version} {never.id}: {never.why}"
+    for value in never.values:
+        limited = limit is not None and limit.argument == never.argument and not never.bits
+        if limited and limit is not None and value not in limit.values:
+            continue  # refused already, and two answers must not overlap
+        test = ArgTest(never.argument, "masked_eq", value, value if never.bits else _LOW)
+        yield SyscallRule(call, never.action, (test,), reason)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sandbox.addresses import parse_network
 from sandbox.plan import Bind, SandboxPlan, Tmpfs
-from sandbox.seccomp import launch_rules
+from sandbox.truth_table import TruthTable
 from supervisor.host import Host
 from supervisor.policy.files import covers
 from supervisor.policy.model import Claim, Model, Policy, Rule
@@ -40,9 +40,8 @@ def _file(claim: Claim, plan: SandboxPlan) -> str | None:
 
 
 def _call(claim: Claim, plan: SandboxPlan) -> str | None:
-    rules = plan.seccomp.main + launch_rules(plan.seccomp)
-    allowed = {rule.call for rule in rules if rule.action == "allow"}
-    witness = sorted(allowed & set(claim.calls))
+    table = TruthTable(plan.seccomp)
+    witness = sorted(filter(table.may, claim.calls))
     return f"{witness[0]} is allowed" if witness else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sandbox.limits import cpu_list
 from sandbox.plan import Bind, Limits, SandboxPlan, SeccompSpec
+from sandbox.seccomp import call_number
 from supervisor.host import Host
 from supervisor.policy import claims, model
 from supervisor.policy.calls import LAUNCH_CALLS, seccomp_spec
@@ -383,11 +384,5 @@ def _channel_bind(channel: ChannelPlan) -> Bind:
 
 def _numbers(calls: Iterable[str], architecture: str) -> tuple[int, ...]:
     """System call numbers; names that this architecture lacks have none."""
-    import seccomp
-
-    arch = seccomp.Arch(getattr(seccomp.Arch, architecture.upper()))
-    numbers = {
-        int(call[1:]) if call.startswith("#") else seccomp.resolve_syscall(arch, call)
-        for call in calls
-    }
+    numbers = {call_number(call, architecture) for call in calls}
     return tuple(sorted(number for number in numbers if number >= 0))

@@ -7,6 +7,13 @@ CONSTANTS: dict[str, int] = {
     "AF_UNIX": 1,
     "AF_INET": 2,
     "AF_INET6": 10,
+    # linux/net.h; SOCK_PACKET is 10, and no other type has both of its bits
+    "SOCK_RAW": 3,
+    "SOCK_PACKET": 10,
+    # linux/in.h
+    "IPPROTO_IP": 0,
+    "IPPROTO_TCP": 6,
+    "IPPROTO_UDP": 17,
     # asm-generic/fcntl.h, linux/fcntl.h
     "F_DUPFD": 0,
     "F_GETFD": 1,
@@ -22,13 +29,21 @@ CONSTANTS: dict[str, int] = {
     "F_DUPFD_CLOEXEC": 1030,
     "F_GET_SEALS": 1034,
     # linux/prctl.h
+    "PR_SET_PDEATHSIG": 1,
     "PR_GET_DUMPABLE": 3,
     "PR_SET_DUMPABLE": 4,
+    "PR_SET_KEEPCAPS": 8,
     "PR_SET_NAME": 15,
     "PR_GET_NAME": 16,
+    "PR_SET_SECCOMP": 22,
     "PR_CAPBSET_READ": 23,
     "PR_GET_SECUREBITS": 27,
+    "PR_SET_SECUREBITS": 28,
+    "PR_SET_MM": 35,
     "PR_GET_NO_NEW_PRIVS": 39,
+    "PR_CAP_AMBIENT": 47,
+    "PR_SET_SYSCALL_USER_DISPATCH": 59,
+    "PR_SET_PTRACER": 0x59616D61,
     "PR_SET_VMA": 0x53564D41,
     "PR_GET_MDWE": 66,
     # asm-generic/ioctls.h
@@ -57,7 +72,11 @@ CONSTANTS: dict[str, int] = {
     # asm-generic/mman-common.h; both bits together are one value
     "PROT_EXEC": 4,
     "PROT_WRITE_EXEC": 2 | 4,
-    # linux/stat.h
+    # linux/memfd.h
+    "MFD_NOEXEC_SEAL": 8,
+    "MFD_NOEXEC_SEAL_CLOEXEC": 8 | 1,
+    # linux/stat.h; block devices are 0o060000, and of what mknod makes only devices have this bit
+    "S_IFCHR": 0o020000,
     "S_ISUID": 0o4000,
     "S_ISGID": 0o2000,
     # linux/personality.h

@@ -33,9 +33,10 @@ class CallSet:
 class ArgumentSet:
     """One 32-bit argument of some calls. What `values` mean depends on where it stands:
 
-    in a group: the only values allowed, all others get `action`;
-    in the baseline: values (or sets of bits, if `bits`) that get `action`, save where the policy
-    declares a just-in-time compiler and `unless_jit` stands.
+    `only`: the values allowed, all others get `action`. In a group: allowed by it. In the baseline:
+    what any group may allow.
+    `never`: values (or sets of bits, if `bits`) that get `action`, save where the policy declares a
+    just-in-time compiler and `unless_jit` stands.
     """
 
     id: str
@@ -65,10 +66,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What is refused everywhere. A call in `kill` is high-risk: attempts end the process."""
+    """What is refused everywhere. A call in `kill` is high-risk: attempts end the process.
+
+    `sets` holds where no group names the call; `only` and `never` also where one does.
+    """
 
     version: int
     sets: tuple[CallSet, ...]
+    only: tuple[ArgumentSet, ...]
     never: tuple[ArgumentSet, ...]
 
     def high_risk(self) -> frozenset[str]:
@@ -90,7 +95,8 @@ def load_groups(
         errors.append(PolicyError("unreadable", "baseline.toml", 1, "-", "no such file", fix))
     for path in paths:
         if path.name == "baseline.toml":
-            document = read_document(path, (), ("kill", "refuse", "never", "never_bits"))
+            arrays = ("kill", "refuse", "only", "never", "never_bits")
+            document = read_document(path, (), arrays)
             baseline = None if document.errors else _baseline(document)
             baseline = None if document.errors else baseline
         else:
@@ -113,10 +119,7 @@ def _group(document: Document) -> Group:
             "bad-file-name", "name", f"{name} stands in {document.file}", f"name it {name}.toml"
         )
     allow = tuple(_call_set(table, "allow") for table in document.many("allow"))
-    only = tuple(
-        _argument_set(t, t.choice("otherwise", _ERRNO), False) for t in document.many("only")
-    )
-    return Group(f"{name}/{version}", why, allow, only)
+    return Group(f"{name}/{version}", why, allow, _only(document))
 
 
 def _baseline(document: Document) -> Baseline:
@@ -132,7 +135,14 @@ def _baseline(document: Document) -> Baseline:
         for array in ("never", "never_bits")
         for table in document.many(array)
     ]
-    return Baseline(version, kill + refuse, tuple(never))
+    return Baseline(version, kill + refuse, _only(document), tuple(never))
+
+
+def _only(document: Document) -> tuple[ArgumentSet, ...]:
+    return tuple(
+        _argument_set(table, table.choice("otherwise", _ERRNO), False)
+        for table in document.many("only")
+    )
 
 
 def _call_set(table: Table, action: str) -> CallSet:

@@ -21,7 +21,7 @@ from policy_rig import (
 )
 
 from sandbox.plan import Bind
-from supervisor.policy.calls import verdict
+from sandbox.truth_table import TruthTable
 from supervisor.policy.compile import compile_policies
 from supervisor.policy.digest import check_versions, policy_digest
 from supervisor.policy.errors import PolicyError
@@ -82,9 +82,10 @@ def authority(plan: CompiledPolicy) -> set[tuple[object, ...]]:
     atoms |= {("jit",)} if sandbox.jit else set()
     atoms |= {("model", model["name"]) for model in (plan.egress or {"models": []})["models"]}
     atoms |= {("route", route.protocol) for route in plan.routes}
-    for call in {rule.call for rule in sandbox.seccomp.main}:
+    table = TruthTable(sandbox.seccomp)
+    for call in table.calls:
         for value in ARGUMENTS:
-            if verdict(sandbox.seccomp, call, [value] * 6) == "allow":
+            if table.verdict(call, [value] * 6) == "allow":
                 atoms.add(("call", call, value))
     return atoms
 
