@@ -106,7 +106,7 @@ def _meaning(word: int | None, k: int, names: Names) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Branch:
     """A question that remains: `word & mask` compared with `k`, and what follows from it."""
 
     word: int
@@ -123,7 +123,7 @@ class Test:
         return f"{word} & {self.mask:#x} {sign} {self.k:#x}"
 
 
-Tree = int | Test
+Tree = int | Branch
 
 
 def residue(program: Program, number: int, arch: int = bpf.X86_64) -> Tree:
@@ -161,7 +161,7 @@ def residue(program: Program, number: int, arch: int = bpf.X86_64) -> Tree:
             skipped = yes if bpf.COMPARISONS[comparison](value, k) else no
             return follow(after + skipped, value, word)
         ways = follow(after + yes, value, word), follow(after + no, value, word)
-        return ways[0] if ways[0] == ways[1] else Test(word, value, comparison, k, *ways)
+        return ways[0] if ways[0] == ways[1] else Branch(word, value, comparison, k, *ways)
 
     return follow(0, 0, None)
 
@@ -202,12 +202,12 @@ def pseudo_code(program: Program, names: Names) -> Iterator[str]:
 
 
 def _branches(tree: Tree, indent: str) -> Iterator[str]:
-    while isinstance(tree, Test):
-        if isinstance(tree.yes, Test) and not isinstance(tree.no, Test):
+    while isinstance(tree, Branch):
+        if isinstance(tree.yes, Branch) and not isinstance(tree.no, Branch):
             yield f"{indent}if not {tree}: {answer_text(tree.no)}"
             tree = tree.yes
             continue
-        if isinstance(tree.yes, Test):
+        if isinstance(tree.yes, Branch):
             yield f"{indent}if {tree}:"
             yield from _branches(tree.yes, indent + "    ")
         else:

@@ -6,6 +6,8 @@ it, and sandbox/filter_check.py holds the emitted BPF against it.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -105,9 +107,12 @@ def outside(cubes: Iterable[tuple[int, int]], width: int = 32) -> list[tuple[int
     found: list[tuple[int, int]] = []
 
     def split(bit: int, mask: int, prefix: int, inside: list[tuple[int, int]]) -> None:
+        # Bits that no pair looks at are not split: the two halves would be the same.
+        tested = functools.reduce(operator.or_, (m for m, _ in inside), 0) & (1 << bit + 1) - 1
         if not inside:
             found.append((mask, prefix))
-        elif all(m & (1 << bit + 1) - 1 for m, _ in inside):  # else one of them holds all of it
+        elif all(m & tested for m, _ in inside):  # else one of the pairs holds all of it
+            bit = tested.bit_length() - 1
             one = 1 << bit
             for value in (0, one):
                 left = [(m, v) for m, v in inside if not m & one or v & one == value]
@@ -146,14 +151,15 @@ def _needed(rows: list[Row]) -> list[Row]:
 
 
 def _condition(alternatives: tuple[Tests, ...]) -> str:
-    words = {(t.index, t.mask >> 32) for tests in alternatives for t in tests if _masked(tests)}
-    if len(alternatives) > 1 and len(words) == 1 and all(map(_masked, alternatives)):
-        (index, high) = words.pop()
-        cubes = [(tests[0].mask, tests[0].value) for tests in alternatives]
-        rest = outside(cubes, 64 if high else 32)
-        full = _U64 if high else 0xFFFF_FFFF
-        if len(rest) < len(cubes) and all(mask == full for mask, _ in rest):
-            return f"arg{index} is none of {', '.join(f'{value:#x}' for _, value in rest)}"
+    tests = [tests[0] for tests in alternatives]
+    one_word = len({(test.index, test.mask >> 32) for test in tests}) == 1
+    if len(tests) > 1 and one_word and all(map(_masked, alternatives)):
+        argument, full = f"arg{tests[0].index}", _U64 if tests[0].mask >> 32 else 0xFFFF_FFFF
+        if all(test.mask == test.value != full for test in tests):
+            return f"{argument} has any of {', '.join(f'{test.value:#x}' for test in tests)}"
+        rest = outside(((t.mask, t.value) for t in tests), full.bit_length())
+        if all(mask == full for mask, _ in rest):
+            return f"{argument} is none of {', '.join(f'{value:#x}' for _, value in rest)}"
     return " or ".join(" and ".join(map(_comparison, tests)) for tests in alternatives)
 
 

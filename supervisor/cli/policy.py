@@ -1,4 +1,4 @@
-"""`policy lint` and `policy explain`: without root, without a supervisor, running nothing."""
+"""`policy lint`, `explain` and `seccomp`: without root, without a supervisor, running nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from supervisor.control import ControlError
 
 if TYPE_CHECKING:
     from supervisor.host import Host
+    from supervisor.policy.plans import CompiledPolicy
 
 
 def add(verbs: Any) -> None:
@@ -22,8 +23,17 @@ def add(verbs: Any) -> None:
     )
     lint = policy.add_parser("lint", help="every mistake with file, line and fix")
     explain = policy.add_parser("explain", help="what a workload may do, and what enforces it")
-    explain.add_argument("workload", help="its id")
-    for parser, run in ((lint, run_lint), (explain, run_explain)):
+    seccomp = policy.add_parser("seccomp", help="which system calls it may make, and what says so")
+    views = seccomp.add_mutually_exclusive_group()
+    for view, text in (
+        ("table", "call, verdict, arguments, rule (default)"),
+        ("pseudo", "what the filters do with every number"),
+        ("bpf", "their instructions"),
+    ):
+        views.add_argument(f"--{view}", dest="view", action="store_const", const=view, help=text)
+    for parser in (explain, seccomp):
+        parser.add_argument("workload", help="its id")
+    for parser, run in ((lint, run_lint), (explain, run_explain), (seccomp, run_seccomp)):
         parser.add_argument("directory", nargs="?", help="default: paths.policies of the host file")
         parser.add_argument("--json", action="store_true", help="for scripts")
         parser.set_defaults(run=run)
@@ -48,6 +58,29 @@ def run_lint(arguments: argparse.Namespace) -> int:
 def run_explain(arguments: argparse.Namespace) -> int:
     """Print the plan that a start would use, every part with the line that asks for it."""
     from supervisor.policy.explain import explain, explain_json
+
+    found = _compiled(arguments)
+    if arguments.json:
+        print_json(explain_json(found))
+    else:
+        say(explain(found).rstrip("\n"))
+    return exits.OK
+
+
+def run_seccomp(arguments: argparse.Namespace) -> int:
+    """Print the filters that a start would load; 1 if they answer otherwise than the rules say."""
+    from supervisor.policy import filters
+
+    found = filters.filters_of(_compiled(arguments))
+    views = {"pseudo": filters.as_pseudo_code, "bpf": filters.as_bpf}
+    if arguments.json:
+        print_json(filters.filters_json(found))
+    else:
+        say("\n".join(views.get(arguments.view, filters.as_table)(found)))
+    return exits.FAILED if found.wrong else exits.OK
+
+
+def _compiled(arguments: argparse.Namespace) -> CompiledPolicy:
     from supervisor.policy.lint import compile_anywhere
 
     host = _host(arguments)
@@ -63,11 +96,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
             f"one of: {', '.join(sorted(compiled)) or 'none'}",
             exits.FAILED if errors else exits.USAGE,
         )
-    if arguments.json:
-        print_json(explain_json(found))
-    else:
-        say(explain(found).rstrip("\n"))
-    return exits.OK
+    return found
 
 
 def _directory(arguments: argparse.Namespace) -> Path:
