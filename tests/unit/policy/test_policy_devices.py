@@ -12,7 +12,7 @@ from policy_rig import BASELINE, GROUPS, HOST, POLICIES, SHIPPED, TODAY, mistake
 from sandbox import landlock
 from sandbox.launcher import flatten
 from sandbox.plan import Device, SandboxPlan
-from supervisor.policy.calls import verdict
+from sandbox.truth_table import TruthTable
 from supervisor.policy.compile import compile_policies
 from supervisor.policy.digest import policy_digest
 from supervisor.policy.errors import PolicyError
@@ -129,7 +129,7 @@ def test_a_group_is_part_of_the_digest() -> None:
 def test_orders_to_a_card_need_their_group() -> None:
     drm = 0xC0406400
     without = plan('{ path = "/dev/dri/renderD128" }', RENDER).seccomp
-    assert verdict(without, "ioctl", (3, drm)) == "ENOTTY"
+    assert TruthTable(without).verdict("ioctl", (3, drm)) == "ENOTTY"
     policies = with_change("adapter.rest", "python-service/1", "gpu-calls/1")
     assert mistakes(policies) == []
     assert BASELINE is not None
@@ -137,8 +137,8 @@ def test_orders_to_a_card_need_their_group() -> None:
     policies = with_change("adapter.rest", "[limits]", rule)
     found = neutral_context(policies, HOST, GROUPS, BASELINE, TODAY)
     spec = compile_policies(policies, HOST, found)["adapter.rest"].sandbox.seccomp
-    assert verdict(spec, "ioctl", (3, drm)) == "allow"
-    assert verdict(spec, "ioctl", (0, 0x5412)) != "allow", "TIOCSTI stays refused"
+    assert TruthTable(spec).verdict("ioctl", (3, drm)) == "allow"
+    assert TruthTable(spec).verdict("ioctl", (0, 0x5412)) != "allow", "TIOCSTI stays refused"
     assert len(POLICIES) == len(policies)
 
 
