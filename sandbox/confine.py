@@ -262,11 +262,12 @@ def _arrange_descriptors(
     fds = [null, *handed] if null_stdin else handed
     high = 256  # above every target number, so that no dup2 overwrites a source
     held = [_dup_above(fd, high) for fd in (*fds, executable, sync.supervisor, sync.zygote)]
+    *_, sync.supervisor, sync.zygote = held  # a failure from here on is not told to the workload's
     for number, fd in enumerate(held):
         # Ours are close-on-exec; all others are really closed below (CVE-2024-21626).
         os.dup2(fd, number, inheritable=number < len(fds))
-    syscalls.close_range(len(held))
     executable, sync.supervisor, sync.zygote = range(len(fds), len(held))
+    syscalls.close_range(len(held))
     return executable
 
 

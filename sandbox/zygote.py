@@ -127,7 +127,8 @@ class Zygote:
         if message:
             try:
                 _map_ids(child, *marshal.loads(message))  # noqa: S302 - our own child, before exec
-            except OSError as error:  # it is killed already, or may not go on without its map
+            except (OSError, ValueError, TypeError) as error:
+                # It is killed already, or may not go on without its map; no word of it ends us.
                 self._send(("failed", child.cell, "user namespace", str(error)))
                 _kill(child)
         else:
