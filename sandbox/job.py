@@ -10,7 +10,7 @@ import marshal
 
 
 class Job:
-    """One launch. Field meanings are those of plan.SandboxPlan; see launcher.flatten."""
+    """One launch. Field meanings are those of plan.SandboxPlan; see flatten.py."""
 
     workload: str
     hostname: str

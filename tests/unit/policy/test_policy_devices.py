@@ -10,7 +10,7 @@ import pytest
 from policy_rig import BASELINE, GROUPS, HOST, POLICIES, SHIPPED, TODAY, mistakes, with_change
 
 from sandbox import landlock
-from sandbox.launcher import flatten
+from sandbox.flatten import flatten
 from sandbox.plan import Device, SandboxPlan
 from sandbox.truth_table import TruthTable
 from supervisor.policy.compile import compile_policies
