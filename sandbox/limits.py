@@ -186,7 +186,8 @@ def block_devices(path: str, sys: Path = Path("/sys")) -> list[str]:
     """The whole disks ("254:0") under the file system of `path`, or of its nearest parent.
 
     A partition counts as its disk, which is where the kernel keeps the limit. Device mapper and
-    RAID devices are throttled themselves, before the disks below them. Raises SandboxError
+    RAID devices are throttled themselves, before the disks below them, and so is the loop device
+    of a directory that is an image. Raises SandboxError
     `no_block_device` for a file system that does not stand on block devices that could be named.
     """
     there = Path(path)
