@@ -74,8 +74,8 @@ def watched(machine: Machine, command: str, word: object, seconds: float) -> dic
 
 def test_a_fork_bomb_stops_at_its_limit_and_ends_whole(machine: Machine, bystanders: None) -> None:
     rounds, seconds = 7, 15.25
-    assert machine.run(outside("bomb", rounds, 0)).stdout == "." * 2**rounds
-    machine.run("pkill -f '^/usr/bin/python3 -I - 7 0$'")  # its children, which nothing ends
+    assert machine.run(outside("bomb", rounds, 8)).stdout == "." * 2**rounds
+    machine.run("pkill -f '^/usr/bin/python3 -I - 7 8$'")  # its children, which nothing ends
     began = time.monotonic()
     counts = watched(machine, inside("bomb", rounds, seconds), seconds, 5)
     print(f"fork bomb: {counts}, {time.monotonic() - began:.0f} s")
