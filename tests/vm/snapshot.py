@@ -124,7 +124,7 @@ class Snapshots:
             machine.run(
                 f"cd /root/packages && DEBIAN_FRONTEND=noninteractive {install}", timeout=300
             )
-            machine.run("systemctl enable --now anchorhold", timeout=180)
+            machine.run("systemctl enable --now anchorhold", timeout=300)
             machine.run("rm -r /root/packages && systemctl is-active anchorhold")
         except BaseException:
             machine.stop()
