@@ -8,12 +8,12 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sandbox import bpf
-from sandbox.bpf_text import answer_text
+from sandbox.bpf_text import Branch, Tree, answer_text, residue
 from sandbox.plan import SeccompSpec
-from sandbox.truth_table import Row, TruthTable
+from sandbox.truth_table import Row, Tests, TruthTable, outside
 
 NEWEST = 600  # above every x86-64 number for years to come
-_U64 = 0xFFFF_FFFF_FFFF_FFFF
+_U32, _U64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 
 def answer_of(verdict: str) -> int:
@@ -24,11 +24,13 @@ def answer_of(verdict: str) -> int:
 
 def corners(rows: Iterable[Row], chance: random.Random) -> Iterator[list[int]]:
     """Argument lists on and beside every comparison in `rows`, before an empty, a full and a random
-    background: the value, one more and less, each of its bits turned, and the upper half set."""
+    background: the value, one more and less, a bit turned, the upper half set; and what is left
+    where an argument has only few values."""
     fixed = [[0] * 6, [_U64] * 6]
     backgrounds = [*fixed, [chance.getrandbits(64) for _ in range(6)]]
     yield from backgrounds
-    for tests in dict.fromkeys(t for r in rows for c in r.conditions for t in c):
+    conditions = dict.fromkeys(condition for row in rows for condition in row.conditions)
+    for tests in dict.fromkeys(tests for condition in conditions for tests in condition):
         matching = {test.index: test.value for test in tests}
         for test in tests:
             value = test.value
@@ -39,6 +41,32 @@ def corners(rows: Iterable[Row], chance: random.Random) -> Iterator[list[int]]:
                     arguments = [matching.get(index, word) for index, word in enumerate(background)]
                     arguments[test.index] = other & _U64
                     yield arguments
+    for index, value in (left for condition in conditions for left in _left(condition)):
+        for background in fixed:
+            yield [value if place == index else word for place, word in enumerate(background)]
+
+
+def _left(alternatives: tuple[Tests, ...]) -> Iterator[tuple[int, int]]:
+    """(argument, value) of the 32-bit values that fit none of the alternatives, where few do."""
+    tests = [tests[0] for tests in alternatives if len(tests) == 1]
+    if len({test.index for test in tests}) == 1 and all(t.mask >> 32 == 0 for t in tests):
+        for mask, value in outside((test.mask, test.value) for test in tests):
+            yield tests[0].index, value | ~mask & 0xFFFF_FFFF
+            yield tests[0].index, value
+
+
+def ways(tree: Tree, words: tuple[tuple[int, int], ...] = ()) -> Iterator[list[int]]:
+    """Arguments for each way through what a filter does with one call: so is found what the filter
+    looks for and no rule does."""
+    if isinstance(tree, Branch):
+        met = dict(words).get(tree.word, 0) & ~tree.mask | tree.k
+        yield from ways(tree.yes, (*words, (tree.word, met)))
+        yield from ways(tree.no, words)
+        return
+    found = [0] * 6
+    for word, value in dict(words).items():
+        found[(word - 4) // 2] |= value << 32 * (word % 2)
+    yield found
 
 
 def disagreements(
@@ -48,8 +76,8 @@ def disagreements(
     seed: int = 0,
 ) -> tuple[int, list[str]]:
     """How many calls were tried on the simulator, and those that `programs` answer otherwise than
-    the table: every number up to NEWEST, some beyond, -1, x32 and foreign tables; arguments as in
-    `corners`, random ones from `seed`."""
+    the table: every number up to NEWEST, -1 and those beside every number that the programs compare
+    with, x32 and foreign tables; arguments as in `corners` and `ways`, random ones from `seed`."""
     table, loaded = TruthTable(spec), [bpf.decode(program) for program in programs]
     calls = {number_of(call): call for call in table.calls}
     chance, tried, wrong = random.Random(seed), 0, []  # noqa: S311 - test values, no secrets
@@ -62,10 +90,13 @@ def disagreements(
             shown = f"{what}: {answer_text(found)}, not {answer_text(expected)}"
             wrong.append(f"{shown}: words {' '.join(f'{word:#x}' for word in data)}")
 
-    beyond = [bpf.X32_BIT - 1, *(1 << bit for bit in range(10, 30)), -1]
-    for number in {*range(NEWEST + 1), *beyond, *(n for n in calls if n >= 0)}:
+    jumps = {i.k for program in loaded for i in program if i.code & 7 == bpf.JMP}
+    numbers = {*range(NEWEST + 1), bpf.X32_BIT - 1, -1, *(k + d for k in jumps for d in (-1, 0, 1))}
+    numbers |= {*calls} | {1 << bit for bit in range(10, 30)}
+    for number in (n for n in numbers if -1 <= n < bpf.X32_BIT):
         call = calls.get(number, f"#{number}")
-        for arguments in corners(table.rows(call), chance):
+        tried_ways = (way for program in loaded for way in ways(residue(program, number & _U32)))
+        for arguments in (*corners(table.rows(call), chance), *tried_ways):
             expected = answer_of(table.verdict(call, arguments))
             compare(call, expected, bpf.seccomp_data(number, arguments))
         for arch in (bpf.I386, bpf.AARCH64):

@@ -130,7 +130,7 @@ def _by_call(rules: Iterable[SyscallRule]) -> dict[str, list[SyscallRule]]:
 
 
 def _answers(call: str, rules: list[SyscallRule], default: str, reason: str) -> list[Row]:
-    """One filter's rows for one call. Rules never contradict each other (`contradiction` in
+    """One filter's rows for one call. Rules never contradict each other (`unsound` in
     sandbox/seccomp.py), so those of one verdict and reason are one row, in any order."""
     alike: dict[tuple[str, str], list[Tests]] = {}
     for rule in rules:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sandbox.plan import ArgTest, SeccompSpec, SyscallRule
-from sandbox.seccomp import contradiction
+from sandbox.seccomp import unsound
 from sandbox.truth_table import outside
 from supervisor.policy.groups import ArgumentSet, Baseline, Group, named_calls
 
@@ -65,7 +65,7 @@ def seccomp_spec(groups: Sequence[Group], baseline: Baseline, *, jit: bool = Fal
         if not (jit and never.unless_jit):
             for call in sorted(set(never.calls) & allowed):
                 refuse += _never(never, call, limits.get(call), baseline.version)
-    if clash := contradiction(refuse):
+    if clash := unsound(refuse):
         raise ValueError(clash)
     return SeccompSpec(tuple(main[call] for call in sorted(main)), tuple(dict.fromkeys(refuse)))
 
