@@ -24,20 +24,25 @@ def answer_of(verdict: str) -> int:
 
 def corners(rows: Iterable[Row], chance: random.Random) -> Iterator[list[int]]:
     """Argument lists on and beside every comparison in `rows`, before an empty, a full and a random
-    background: the value, one more and less, a bit turned, the upper half set; and what is left
-    where an argument has only few values."""
+    background: the value, one more and less, the upper half set, all bits set that the mask does
+    not look at; each single bit turned; and what is left where an argument has only few values."""
     fixed = [[0] * 6, [_U64] * 6]
     backgrounds = [*fixed, [chance.getrandbits(64) for _ in range(6)]]
     yield from backgrounds
     conditions = dict.fromkeys(condition for row in rows for condition in row.conditions)
-    for tests in dict.fromkeys(tests for condition in conditions for tests in condition):
+    for tests, among in {t: len(condition) for condition in conditions for t in condition}.items():
         matching = {test.index: test.value for test in tests}
+        # The many alternatives of an "only" stand side by side: a bit turned leads to a neighbour.
+        bits = range(64) if among <= 8 else chance.sample(range(64), 1)
         for test in tests:
             value = test.value
             beside = {value, value + 1, value - 1, value ^ 1 << 32, value | 0xFFFF_FFFF << 32}
-            beside |= {value ^ 1 << chance.randrange(64), value | ~test.mask}
-            for background in backgrounds:
-                for other in beside:
+            beside.add(value | ~test.mask)
+            turned = {value ^ 1 << bit for bit in bits}
+            for background, values in zip(
+                backgrounds, (beside | turned, beside, beside), strict=True
+            ):
+                for other in values:
                     arguments = [matching.get(index, word) for index, word in enumerate(background)]
                     arguments[test.index] = other & _U64
                     yield arguments

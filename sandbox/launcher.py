@@ -150,7 +150,7 @@ class Launcher:
         self._filter_devices = filter_devices
         self._abi = syscalls.landlock_abi()
         self._last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-        self._jobs: dict[int, tuple[SandboxPlan, int]] = {}
+        self._jobs: dict[int, tuple[SandboxPlan, int, tuple[str, ...]]] = {}
         self._cells: dict[int, Cell] = {}
         self._number = 0
         control.setblocking(False)
@@ -249,11 +249,16 @@ class Launcher:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(cell.spawned.result()[1], signal.SIGKILL)
 
-    def prepare(self, plan: SandboxPlan) -> None:
-        """Compile `plan` once for all its launches; a plan not prepared is compiled each time."""
+    def prepare(self, plan: SandboxPlan) -> tuple[str, ...]:
+        """Compile `plan` once for all its launches; a plan not prepared is compiled each time.
+
+        Returns the sha256 of each filter that they load. Raises SandboxError as `compile_filters`.
+        """
         # By identity: hashing a plan means hashing every rule in it, at every launch.
         if id(plan) not in self._jobs:
-            self._jobs[id(plan)] = plan, self._pack(plan)
+            filters = seccomp.digests(seccomp.compile_filters(plan.seccomp))
+            self._jobs[id(plan)] = plan, self._pack(plan), filters
+        return self._jobs[id(plan)][2]
 
     def _pack(self, plan: SandboxPlan) -> int:
         job = flatten(plan, self._abi, self._last_capability)

@@ -127,6 +127,10 @@ class Cells:
             self._watching.unregister(cgroup)
             running.cell.close()
 
+    def filters(self, plan: SandboxPlan) -> tuple[str, ...]:
+        """The sha256 of each seccomp filter that a launch of `plan` loads. Raises SandboxError."""
+        return self._launcher.prepare(plan)
+
     def expect(self, plan: SandboxPlan) -> None:
         """`plan` will probably be launched next, and soon: the spare cell becomes it already."""
         self._launcher.prepare(plan)

@@ -81,7 +81,9 @@ class Lifecycle:
             return
         try:
             # On record before anything of it runs.
-            self._of.record("start", workload.id, "allowed", digest=compiled.sandbox.digest)
+            filters = self._of.cells.filters(compiled.sandbox)
+            what = {"digest": compiled.sandbox.digest, "filters": filters}
+            self._of.record("start", workload.id, "allowed", **what)
             running = await self._launch(workload)
         except AuditUnwritable as error:
             workload.enter("backoff", str(error))

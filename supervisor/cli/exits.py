@@ -5,7 +5,7 @@ status says so loudly, in the table and in its JSON.
 """
 
 OK = 0  # done; `status`: running
-FAILED = 1  # tried and failed; `demo`, `doctor`, `policy lint`: something did not hold
+FAILED = 1  # tried and failed; `demo`, `doctor`, `policy lint`, `seccomp`: something did not hold
 USAGE = 2  # the command line, or a file named on it, is wrong; nothing was tried
 NOT_RUNNING = 4  # no supervisor answers
 REFUSED_START = 5  # the host lacks a guarantee that a policy requires and no waiver names

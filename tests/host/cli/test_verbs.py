@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -201,6 +202,37 @@ def test_policy_lint_and_explain_need_no_supervisor(place):
     assert "0 errors" in lint.stdout
 
 
+def test_policy_seccomp_shows_table_pseudo_code_and_bpf_to_anyone(place):
+    import subprocess
+
+    def shown(*words: str) -> str:
+        base = [*place.run("--help").args[:-1], "policy", "seccomp", "adapter.rest"]
+        done = subprocess.run(
+            [*base, *words], capture_output=True, text=True, user=65534, timeout=60, check=False
+        )
+        assert done.returncode == exits.OK, done.stdout + done.stderr
+        return done.stdout
+
+    for part in (place.folder, *place.folder.parents):
+        if str(part).startswith("/tmp/"):
+            part.chmod(0o755)
+    place.host_file.chmod(0o644)
+    table = shown()
+    assert "all answer as the table says" in table
+    rows = [line.split() for line in table.splitlines()]
+    assert ["ptrace", "101", "kill", "[baseline/3", "other-processes]"] in rows
+    assert "arg0 is none of 0x1, 0x2, 0xa  [python-service/1 socket-families]" in table
+    assert "\n  clone:\n      if arg0.low & 0x40000000 == 0x40000000: kill\n" in shown("--pseudo")
+    assert "jeq   0xc000003e" in shown("--bpf")
+    data = json.loads(shown("--json"))
+    found = {(row["call"], row["verdict"]): row for row in data["table"]}
+    assert found["setns", "kill"]["number"] == "308" and found["setns", "kill"]["why"]
+    for one in data["filters"]:
+        assert one["sha256"] == hashlib.sha256(bytes.fromhex(one["bpf"])).hexdigest()
+        assert one["sha256"] in table
+    assert data["disagreements"] == [] and data["tried"] > 3000
+
+
 def test_policy_lint_names_file_and_line(place, tmp_path):
     import shutil
     from pathlib import Path
@@ -277,6 +309,8 @@ def test_completion_knows_every_verb(place, shell):
         ("logs executor.", "executor.main"),
         ("try service.in", "service.ingress"),
         ("policy explain model", "model.practice"),
+        ("policy seccomp model", "model.practice"),
+        ("policy seccomp --ps", "--pseudo"),
         ("--host-file /nowhere/host.toml restart ad", ""),
     ],
 )

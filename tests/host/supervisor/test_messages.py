@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from house import MAIL, House
 
+from sandbox.seccomp import compile_filters, digests
 from supervisor.control import ControlError
+from tests.host.sandbox.conftest import shipped_plan
 
 
 @pytest.mark.parametrize("protocol", ["rest", "websocket"])
@@ -24,6 +27,14 @@ def test_message_gets_its_reply_and_can_be_followed(running: House, protocol: st
     done = [(r["model"], r["verdict"]) for r in calls if r["event"] == "completion"]
     assert done == [("llm-v1", "allowed"), ("llm-v1", "allowed"), ("llm-v2", "allowed")]
     assert all(r["rule"]["file"] == "executor-main.toml" for r in calls)
+
+
+def test_the_record_of_a_start_says_which_filters_were_loaded(
+    running: House, tmp_path: Path
+) -> None:
+    started = running.wait_record("supervisor", event="start", workload="executor.main")
+    again = compile_filters(shipped_plan(tmp_path, "executor.main").seccomp)
+    assert started["filters"] == list(digests(again))
 
 
 def _error(answer: dict[str, object]) -> tuple[str, str]:

@@ -92,6 +92,76 @@ def test_set_uid_modes_are_refused() -> None:
     assert table.verdict("fchmod", [3, 0o2755]) == "EPERM"
 
 
+def free(*calls: str) -> TruthTable:
+    """The baseline over a group that allows `calls` whatever their arguments."""
+    assert BASELINE is not None
+    group = Group("free/1", "why", (CallSet("a", "why", calls, "allow"),), ())
+    return TruthTable(seccomp_spec([group], BASELINE))
+
+
+@pytest.mark.parametrize(
+    ("call", "mode"),
+    [("chmod", 1), ("fchmod", 1), ("creat", 1), ("mkdir", 1), ("mknod", 1), ("open", 2),
+     ("fchmodat", 2), ("#452", 2), ("mkdirat", 2), ("mknodat", 2), ("openat", 3)],
+)  # fmt: skip
+def test_no_group_can_allow_set_uid_modes(call: str, mode: int) -> None:
+    table = free(call)
+    for bits, verdict in ((0o755, "allow"), (0o4755, "EPERM"), (0o2755, "EPERM"), (0, "allow")):
+        for high in (0, 1 << 32):
+            assert table.verdict(call, [0] * mode + [bits | high]) == verdict, oct(bits)
+
+
+@pytest.mark.parametrize(
+    ("call", "allowed", "refused", "verdict"),
+    [
+        ("socket", [1, 1], [16, 3], "EAFNOSUPPORT"),  # netlink
+        ("socket", [2, 1 | 0o2004000, 6], [2, 3 | 0o2000000, 255], "EAFNOSUPPORT"),  # raw
+        ("socket", [2, 2, 17], [2, 10, 0], "EAFNOSUPPORT"),  # a packet socket in disguise
+        ("socket", [10, 5], [2, 1, 262], "EAFNOSUPPORT"),  # MPTCP
+        ("socketpair", [1, 1], [38, 1], "EAFNOSUPPORT"),  # kernel crypto
+        ("personality", [0xFFFFFFFF], [0x0400000], "EPERM"),  # READ_IMPLIES_EXEC
+        ("personality", [0], [0x0040000], "EPERM"),  # ADDR_NO_RANDOMIZE
+        ("memfd_create", [0, 9], [0, 0x10], "EPERM"),  # MFD_EXEC
+        ("memfd_create", [0, 8], [0, 1], "EPERM"),  # neither: the kernel would say executable
+        ("mknod", [0, 0o010644], [0, 0o020644], "EPERM"),  # a FIFO; a character device
+        ("mknodat", [0, 0, 0o140644], [0, 0, 0o060644], "EPERM"),  # a socket; a block device
+        ("prctl", [15], [1], "EPERM"),  # PR_SET_PDEATHSIG
+        ("prctl", [3], [22 | 1 << 32], "EPERM"),  # PR_SET_SECCOMP
+        ("prctl", [66], [35], "EPERM"),  # PR_SET_MM
+    ],
+)
+def test_no_group_can_go_beyond_the_baseline(
+    call: str, allowed: list[int], refused: list[int], verdict: str
+) -> None:
+    table = free(call)
+    assert table.verdict(call, allowed) == "allow"
+    assert table.verdict(call, refused) == verdict
+
+
+def test_a_group_that_allows_values_beyond_the_baseline_is_refused() -> None:
+    assert BASELINE is not None
+    only = ArgumentSet("x", "why", ("socket",), 0, (1, 16), ("AF_UNIX", "AF_X"), "EAFNOSUPPORT")
+    with pytest.raises(ValueError, match="g/1 x allows socket with 0x10"):
+        seccomp_spec([Group("g/1", "why", (), (only,))], BASELINE)
+
+
+def test_a_limit_on_one_argument_hides_no_rule_on_another() -> None:
+    """The value is refused at its own argument, though another argument may have it."""
+    only = ArgumentSet("x", "why", ("ioctl",), 0, (3,), ("THREE",), "EPERM")
+    never = ArgumentSet("y", "why", ("ioctl",), 1, (0x5412,), ("TIOCSTI",), "EPERM")
+    groups = [Group("g/1", "why", (), (only,))]
+    table = TruthTable(seccomp_spec(groups, Baseline(1, (), (), (never,))))
+    assert table.verdict("ioctl", [3, 0x5412]) == "EPERM"
+    assert table.verdict("ioctl", [3, 0x5413]) == "allow"
+
+
+def test_no_shipped_group_allows_what_no_filter_can_read() -> None:
+    """Flags, modes and addresses in memory, and rings that pass no filter."""
+    never = {"clone3", "openat2", "mount_setattr", "io_uring_setup", "io_uring_enter", "seccomp"}
+    for group in GROUPS.values():
+        assert not never & {call for part in group.parts() for call in part.calls}, group.name
+
+
 def test_prctl_cannot_loosen_anything() -> None:
     table = table_of("python-service/1")
     assert table.verdict("prctl", [CONSTANTS["PR_SET_NAME"]]) == "allow"
