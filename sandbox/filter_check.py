@@ -23,13 +23,14 @@ def answer_of(verdict: str) -> int:
 
 
 def corners(rows: Iterable[Row], chance: random.Random) -> Iterator[list[int]]:
-    """Argument lists on and beside every comparison in `rows`, before an empty, a full and a random
-    background: the value, one more and less, the upper half set, all bits set that the mask does
-    not look at; each single bit turned; and what is left where an argument has only few values."""
-    fixed = [[0] * 6, [_U64] * 6]
-    backgrounds = [*fixed, [chance.getrandbits(64) for _ in range(6)]]
-    yield from backgrounds
-    conditions = dict.fromkeys(condition for row in rows for condition in row.conditions)
+    """Argument lists on and beside every comparison in `rows`: the value, one more and less, the
+    upper half set, all bits set that the mask does not look at, each single bit turned; and what is
+    left where an argument has few values. The other arguments are such that no rule minds them
+    (else that rule's answer would hide this one's), all ones, or random."""
+    conditions = [*dict.fromkeys(condition for row in rows for condition in row.conditions)]
+    passing = unminded(conditions, chance)
+    backgrounds = [passing, [_U64] * 6, [chance.getrandbits(64) for _ in range(6)]]
+    yield from ([0] * 6, *backgrounds)
     for tests, among in {t: len(condition) for condition in conditions for t in condition}.items():
         matching = {test.index: test.value for test in tests}
         # The many alternatives of an "only" stand side by side: a bit turned leads to a neighbour.
@@ -39,20 +40,27 @@ def corners(rows: Iterable[Row], chance: random.Random) -> Iterator[list[int]]:
             beside = {value, value + 1, value - 1, value ^ 1 << 32, value | 0xFFFF_FFFF << 32}
             beside.add(value | ~test.mask)
             turned = {value ^ 1 << bit for bit in bits}
-            for background, values in zip(
-                backgrounds, (beside | turned, beside, beside), strict=True
-            ):
-                for other in values:
+            for background in backgrounds:
+                for other in beside | turned if background is passing else beside:
                     arguments = [matching.get(index, word) for index, word in enumerate(background)]
                     arguments[test.index] = other & _U64
                     yield arguments
     for index, value in (left for condition in conditions for left in _left(condition)):
-        for background in fixed:
-            yield [value if place == index else word for place, word in enumerate(background)]
+        yield [value if place == index else word for place, word in enumerate(passing)]
+
+
+def unminded(conditions: Sequence[tuple[Tests, ...]], chance: random.Random) -> list[int]:
+    """Six arguments that fit no condition, as far as they can be found one by one."""
+    found = [0] * 6
+    for condition in conditions:
+        if left := [*_left(condition)]:
+            index, value = chance.choice(left)
+            found[index] = value
+    return found
 
 
 def _left(alternatives: tuple[Tests, ...]) -> Iterator[tuple[int, int]]:
-    """(argument, value) of the 32-bit values that fit none of the alternatives, where few do."""
+    """(argument, value) pairs that fit none of the alternatives: the corners of what they leave."""
     tests = [tests[0] for tests in alternatives if len(tests) == 1]
     if len({test.index for test in tests}) == 1 and all(t.mask >> 32 == 0 for t in tests):
         for mask, value in outside((test.mask, test.value) for test in tests):
@@ -60,18 +68,15 @@ def _left(alternatives: tuple[Tests, ...]) -> Iterator[tuple[int, int]]:
             yield tests[0].index, value
 
 
-def ways(tree: Tree, words: tuple[tuple[int, int], ...] = ()) -> Iterator[list[int]]:
+def ways(tree: Tree, words: tuple[int, ...]) -> Iterator[list[int]]:
     """Arguments for each way through what a filter does with one call: so is found what the filter
-    looks for and no rule does."""
+    looks for and no rule does. `words` are those of a call that no rule minds."""
     if isinstance(tree, Branch):
-        met = dict(words).get(tree.word, 0) & ~tree.mask | tree.k
-        yield from ways(tree.yes, (*words, (tree.word, met)))
+        met = words[tree.word] & ~tree.mask | tree.k
+        yield from ways(tree.yes, (*words[: tree.word], met, *words[tree.word + 1 :]))
         yield from ways(tree.no, words)
-        return
-    found = [0] * 6
-    for word, value in dict(words).items():
-        found[(word - 4) // 2] |= value << 32 * (word % 2)
-    yield found
+    else:
+        yield [words[low] | words[low + 1] << 32 for low in range(4, 16, 2)]
 
 
 def disagreements(
@@ -100,8 +105,10 @@ def disagreements(
     numbers |= {*calls} | {1 << bit for bit in range(10, 30)}
     for number in (n for n in numbers if -1 <= n < bpf.X32_BIT):
         call = calls.get(number, f"#{number}")
-        tried_ways = (way for program in loaded for way in ways(residue(program, number & _U32)))
-        for arguments in (*corners(table.rows(call), chance), *tried_ways):
+        rows = table.rows(call)
+        words = bpf.seccomp_data(0, unminded([c for row in rows for c in row.conditions], chance))
+        through = (way for p in loaded for way in ways(residue(p, number & _U32), words))
+        for arguments in (*corners(rows, chance), *through):
             expected = answer_of(table.verdict(call, arguments))
             compare(call, expected, bpf.seccomp_data(number, arguments))
         for arch in (bpf.I386, bpf.AARCH64):

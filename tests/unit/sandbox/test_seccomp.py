@@ -62,9 +62,11 @@ def test_what_is_read_from_the_bpf_is_what_it_does(policy: str, tmp_path: Path) 
 @pytest.mark.parametrize("which", ["refusing", "main"])
 @pytest.mark.parametrize("policy", ["adapter.rest", "service.swtpm"])
 def test_one_changed_byte_is_found(policy: str, which: str, tmp_path: Path) -> None:
-    """A bit is turned anywhere in one filter, which is tried alone: the other would hide much.
+    """A bit is turned in one filter, which is tried alone: the other would hide much.
 
-    Mutants that the kernel would not load, or that answer nothing otherwise, are left out.
+    Mutants that the kernel would not load, or that answer nothing otherwise, are left out. In the
+    refusing filter only constants are turned: where one rule's mask covers a neighbour's values as
+    well, the same answer comes from two rules, and such mutants are no other filter.
     """
     spec = shipped_plan(tmp_path, policy).seccomp
     first, last = compile_filters(spec)
@@ -72,10 +74,15 @@ def test_one_changed_byte_is_found(policy: str, which: str, tmp_path: Path) -> N
     program = first if which == "refusing" else last
     meant = answers(bpf.decode(program))
     assert not disagreements(alone, [program], call_number, SEED)[1]
+    places = [*range(len(program))]
+    if which == "refusing":
+        exact = (bpf.JMP | bpf.JEQ, bpf.RET_K)
+        code = enumerate(bpf.decode(program))
+        places = [8 * n + 4 + byte for n, i in code if i.code in exact for byte in range(4)]
     chance, tried = random.Random(SEED), 0
     while tried < 6:
         mutant = bytearray(program)
-        place, bit = chance.randrange(len(mutant)), chance.randrange(8)
+        place, bit = chance.choice(places), chance.randrange(8)
         mutant[place] ^= 1 << bit
         try:
             if answers(bpf.decode(bytes(mutant))) == meant:
