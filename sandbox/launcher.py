@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import devices, passing, syscalls
+from sandbox import devices, passing, seccomp, syscalls
 from sandbox.cgroup import Leaf
 from sandbox.errors import LaunchFailed, SandboxError
 from sandbox.flatten import flatten
+from sandbox.job import Job
 from sandbox.plan import SandboxPlan
 
 _LAUNCH_TIME = 10.0  # seconds without a word; all steps together take milliseconds
@@ -190,7 +191,7 @@ class Launcher:
         """
         cell.plan, cell.name, cell.told = plan, plan.workload, self._loop.time()
         kept = self._jobs.get(id(plan))
-        job = kept[1] if kept else self._pack(plan)
+        job = kept[1] if kept else _sealed(self._flatten(plan))
         try:
             cell.tell(b"j", [job])
         finally:
@@ -256,17 +257,12 @@ class Launcher:
         """
         # By identity: hashing a plan means hashing every rule in it, at every launch.
         if id(plan) not in self._jobs:
-            filters = seccomp.digests(seccomp.compile_filters(plan.seccomp))
-            self._jobs[id(plan)] = plan, self._pack(plan), filters
+            job = self._flatten(plan)
+            self._jobs[id(plan)] = plan, _sealed(job), seccomp.digests(job.seccomp)
         return self._jobs[id(plan)][2]
 
-    def _pack(self, plan: SandboxPlan) -> int:
-        job = flatten(plan, self._abi, self._last_capability)
-        fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.write(fd, job.pack())
-        # The filters in it must be those that were compiled: F_SEAL_SEAL, SHRINK, GROW, WRITE.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)
-        return fd
+    def _flatten(self, plan: SandboxPlan) -> Job:
+        return flatten(plan, self._abi, self._last_capability)
 
     def _receive(self) -> None:
         while True:
@@ -308,6 +304,14 @@ class Launcher:
             cell.fail(LaunchFailed(cell.name, cell.stage, reason))
             cell.exited.set_result((code, number))
             del self._cells[cell.number]
+
+
+def _sealed(job: Job) -> int:
+    fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, job.pack())
+    # The filters in it must be those that were compiled: F_SEAL_SEAL, SHRINK, GROW, WRITE.
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)
+    return fd
 
 
 def _settle(future: asyncio.Future[Any], value: object) -> None:

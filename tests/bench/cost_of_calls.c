@@ -23,7 +23,7 @@ static const struct {
     {"prctl", SYS_prctl, PR_GET_DUMPABLE, 0, 0, 0},
     {"fcntl", SYS_fcntl, -1, F_GETFD, 0, 0},
     {"ioctl", SYS_ioctl, -1, 0x541B, 0, 0},
-    {"socket", SYS_socket, 1, 15, 0, 0},
+    {"socket", SYS_socket, 1, 4, 0, 0},
     {"clone", SYS_clone, 0x10000, 0, 0, 0},
     {"mmap", SYS_mmap, 0, 0, PROT_READ, MAP_PRIVATE},
     {"mprotect", SYS_mprotect, 0, 0, PROT_READ, 0},
