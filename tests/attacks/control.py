@@ -1,0 +1,55 @@
+"""The positive control: the same program with the same words, on this host, without the sandbox.
+
+As root with every capability, because nothing but the sandbox may be what refuses. What would
+change the host runs in a namespace of its own that this file makes, not the product.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+# The namespace's loopback plays the network: metadata address and TEST-NET-1 lead to itself.
+_NETWORK = """
+ip link set lo up
+ip addr add 169.254.169.254/32 dev lo
+ip addr add 192.0.2.1/24 brd 192.0.2.255 dev lo
+ip route add 255.255.255.255 dev lo
+ip -6 route add ff02::/16 dev lo table local 2>/dev/null
+exec "$@"
+"""
+_WRAPPERS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "leak": (),
+    "mounts": ("unshare", "--mount", "--propagation", "private"),
+    "network": ("unshare", "--net", "sh", "-c", _NETWORK, "sh"),
+    "user": ("unshare", "--user"),
+    "nobody": ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
+    # A parent that nobody needs, for what changes the parent.
+    "shell": ("sh", "-c", '"$@"; exit $?', "sh"),
+}
+
+
+def outcome(code: int, number: int, out: str) -> str:
+    """One line: what the program said, or how it ended without a word."""
+    if number:
+        return signal.Signals(number).name
+    return out.strip() or f"exit {code}"
+
+
+def run(kind: str, argv: list[str]) -> str:
+    """How the control ended."""
+    leaked = [os.open("/", os.O_PATH | os.O_DIRECTORY)] if kind == "leak" else []
+    try:
+        done = subprocess.run(
+            [*_WRAPPERS[kind], *argv], capture_output=True, text=True, timeout=30, check=False,
+            pass_fds=leaked, cwd="/",
+        )  # fmt: skip
+    finally:
+        for fd in leaked:
+            os.close(fd)
+    number = -done.returncode if done.returncode < 0 else 0
+    if not number and not done.stdout and done.returncode > 128 and kind == "shell":
+        number = done.returncode - 128
+    return outcome(done.returncode, number, done.stdout or done.stderr)
