@@ -24,7 +24,9 @@ _WRAPPERS: dict[str, tuple[str, ...]] = {
     "leak": (),
     "mounts": ("unshare", "--mount", "--propagation", "private"),
     "network": ("unshare", "--net", "sh", "-c", _NETWORK, "sh"),
-    "user": ("unshare", "--user"),
+    "user": ("unshare", "--user", "--keep-caps"),
+    # A process 1 of the same rank: the machine's own may be better protected than root.
+    "first": ("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", '"$@"; exit $?', "sh"),
     "nobody": ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
     # A parent that nobody needs, for what changes the parent.
     "shell": ("sh", "-c", '"$@"; exit $?', "sh"),
@@ -44,12 +46,12 @@ def run(kind: str, argv: list[str]) -> str:
     try:
         done = subprocess.run(
             [*_WRAPPERS[kind], *argv], capture_output=True, text=True, timeout=30, check=False,
-            pass_fds=leaked, cwd="/",
+            pass_fds=leaked, cwd="/", env={"OUTSIDE": "1", "PATH": os.environ["PATH"]},
         )  # fmt: skip
     finally:
         for fd in leaked:
             os.close(fd)
     number = -done.returncode if done.returncode < 0 else 0
-    if not number and not done.stdout and done.returncode > 128 and kind == "shell":
+    if not number and not done.stdout and done.returncode > 128 and kind in ("shell", "first"):
         number = done.returncode - 128
     return outcome(done.returncode, number, done.stdout or done.stderr)

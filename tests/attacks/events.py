@@ -29,10 +29,10 @@ class Events:
                 self._offset += len(line)
                 self._found.append(json.loads(line))
 
-    def wait(self, comm: str, workload: str, answer: str, call: str | None) -> str:
+    def wait(self, comm: str, workload: str, answer: str) -> str:
         """The record of this attempt as "event call"; "" when none came.
 
-        `answer` is SIGSYS or an errno that the probes watch; `call` None takes any.
+        `answer` is SIGSYS or an errno that the probes watch.
         """
         event = "sigsys" if answer == "SIGSYS" else "denied"
         end = time.monotonic() + _PATIENCE
@@ -43,7 +43,6 @@ class Events:
                     record.get("comm") == comm
                     and record.get("event") == event
                     and str(record.get("workload", "")).endswith(workload)
-                    and (call is None or record.get("call") in (call, f"#{call.lstrip('#')}"))
                 ):
                     return f"{event} {record.get('call')}"
             if time.monotonic() > end:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-REFUSED, UNTESTABLE, FAILED = "refused", "NOT TESTABLE HERE", "FAILED"
+REFUSED, ALLOWED, UNTESTABLE, FAILED = "refused", "allowed", "NOT TESTABLE HERE", "FAILED"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import pytest
 
 from tests.attacks import control
 from tests.attacks.attempts import ATTEMPTS, PROGRAM
-from tests.attacks.attempts.attempt import Attempt, is_errno
+from tests.attacks.attempts.attempt import NONE, Attempt, is_errno
 from tests.attacks.conftest import Suite
 from tests.attacks.events import visible
-from tests.attacks.report import FAILED, REFUSED, UNTESTABLE, Row
+from tests.attacks.report import ALLOWED, FAILED, REFUSED, UNTESTABLE, Row
 from tests.attacks.scene import SHIPPED, WEAKEST, command
 
 
@@ -41,14 +41,15 @@ def test_refused(suite: Suite, attempt: Attempt, rows: list[Row]) -> None:
             mistakes.append(f"answered {answer}, not {expected}")
         event = ""
         if visible(refusal := answer if answer == "SIGSYS" else is_errno(answer)):
-            event = suite.events.wait(attempt.id, policy, refusal, None)
+            event = suite.events.wait(attempt.comm or attempt.id, policy, refusal)
             if not event:
                 mistakes.append(f"no record of {refusal}")
         again = suite.attempt(policy, "descriptors", "afterwards", ("harmless",))
         if again != "returned 0":
             mistakes.append(f"a harmless request afterwards: {again}")
-        verdict = FAILED if mistakes else REFUSED if works else UNTESTABLE
         layer = attempt.refused_by(suite.spec(policy))
+        passed = ALLOWED if layer == NONE else REFUSED
+        verdict = FAILED if mistakes else passed if works else UNTESTABLE
         rows.append(Row(attempt.id, attempt.promise, policy, layer, answer, event, outside, verdict))
         wrong += [f"{policy}: {mistake}" for mistake in mistakes]
     assert not wrong, "\n".join([f"outside: {outside}", *wrong])

@@ -11,6 +11,9 @@ from sandbox.seccomp import launch_rules
 from supervisor.policy.calls import verdict
 
 
+NONE = "nobody: allowed"  # of acts that must work, so that the rest is no broken sandbox
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One line of the suite.
@@ -23,7 +26,7 @@ class Attempt:
     kernel looked at it. `lacks`: answers outside that say that this host has no such feature.
     `control`: how the control runs (see control.py). `critical`: success would lead out of the
     sandbox. `foreign`: not a call of this architecture; the filter kills it whatever the policy.
-    `unseen`: the kernel refuses without a return from a system call that the probes could see.
+    `comm`: what its process is called when it is refused, if not by its id.
     """
 
     entry: str
@@ -38,7 +41,7 @@ class Attempt:
     control: str = "plain"
     critical: bool = False
     foreign: bool = False
-    unseen: bool = False
+    comm: str = ""
     id: str = ""
 
     def decided(self, spec: SeccompSpec) -> str:

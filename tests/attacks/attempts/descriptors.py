@@ -38,7 +38,7 @@ def attempts() -> Iterator[Attempt]:
     }.items():
         yield Attempt(
             "A03", f"the {what} leads to no host file", READ, words, beneath=ABSENT,
-            layer="own root", critical=True,
+            layer="own root", control="plain" if "parent" in what else "first", critical=True,
         )
     yield Attempt(
         "A03", "no descriptors of other processes", "openat", ("foreign-fds",),
@@ -99,7 +99,7 @@ def _host_files() -> Iterator[Attempt]:
     yield Attempt(
         "A06", "the environment of the host's process 1 is not read", READ,
         ("open-read", "/proc/1/environ"), beneath=r"returned \d+: HOME|EACCES", layer=TRACED,
-        works=r"returned \d+(: (?!HOME$).*)?", critical=True,
+        works=r"returned \d+: OUTSIDE", control="first", critical=True,
     )
     for path in ("/sys/firmware", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security"):
         yield Attempt(

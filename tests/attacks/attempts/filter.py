@@ -27,7 +27,7 @@ def attempts() -> Iterator[Attempt]:
         )
     yield Attempt(
         "A27", "a 32-bit program does not run", "exit", ("execute", "{programs}/exit32"),
-        works="exit 42", lacks="ENOEXEC", foreign=True, critical=True,
+        works="exit 42", lacks="ENOEXEC", comm="exit32", foreign=True, critical=True,
     )
     for act, works in {
         "io-uring-setup": r"returned \d+", "io-uring-enter": "EBADF", "io-uring-register": "EBADF|EINVAL",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.attacks.attempts.attempt import Attempt
+from tests.attacks.attempts.attempt import NONE, Attempt
 
 OWNER = "the mount namespace's owner"
 NAMESPACES = {
@@ -73,7 +73,7 @@ def attempts() -> Iterator[Attempt]:
     )
     yield Attempt(
         "A13", "a plain fork works", "clone", ("clone", "0"), (17,), beneath="returned 0",
-        layer="none: allowed", unseen=True,
+        layer=NONE,
     )
     yield from _files()
     yield from _devices()
@@ -106,12 +106,12 @@ def _files() -> Iterator[Attempt]:
         )
     yield Attempt(
         "A16", "nothing in a memfd is executed", "memfd_create",
-        ("execute-memory", "{programs}/descriptors"), beneath="EACCES", layer="memfd_noexec",
+        ("execute-memory", "{programs}/descriptors"), (0, 0x10), beneath="EACCES", layer="memfd_noexec",
         works="returned 0", critical=True,
     )
     yield Attempt(
         "A16", "no program is started by its path", "execve",
-        ("execute-path", "{programs}/descriptors"), beneath="returned 0", layer="none: allowed",
+        ("execute-path", "{programs}/descriptors"), beneath="returned 0", layer=NONE,
     )
 
 

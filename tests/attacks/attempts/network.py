@@ -49,18 +49,18 @@ def attempts() -> Iterator[Attempt]:
     for name, family in {"INET": "2", "INET6": "10"}.items():
         yield Attempt(
             "A31", f"no raw {name} socket", "socket", ("socket", family, RAW, "58"),
-            (int(family), 3), beneath="EPERM", layer="capabilities", critical=True,
+            (int(family), 3, 58), beneath="EPERM", layer="capabilities", critical=True,
         )
     for name, (family, kind, protocol) in AFS.items():
         yield Attempt(
             ENTRIES.get(name, "A34"), f"no {name} socket", "socket",
-            ("socket", str(family), kind, protocol), (family,), beneath="EPERM",
+            ("socket", str(family), kind, protocol), (family, int(kind), int(protocol)), beneath="EPERM",
             layer="capabilities", lacks=NO_FAMILY, critical=True,
         )
     for name, protocol in NETLINKS.items():
         yield Attempt(
             "A34", f"no netlink socket for {name}", "socket", ("socket", "16", RAW, protocol),
-            (16,), lacks=NO_FAMILY, critical=True, layer=own,
+            (16, 3, int(protocol)), lacks=NO_FAMILY, critical=True, layer=own,
         )
     yield from _unix()
     for act, call in {"shmget": "shmget", "semget": "semget", "msgget": "msgget"}.items():

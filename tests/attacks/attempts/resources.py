@@ -27,7 +27,7 @@ def attempts() -> Iterator[Attempt]:
         ("open-write", "{leaf}/../cgroup.procs"), critical=True, **own,
     )
     yield Attempt(
-        "A38", "no cgroup is made", "mkdir", ("mkdir", "{leaf}/attack"), critical=True, **own
+        "A38", "no cgroup is made", "mkdir", ("mkdir", "{leaf}/../attack"), critical=True, **own
     )
     for name in ("release_agent", "notify_on_release"):
         yield Attempt(
@@ -58,7 +58,7 @@ def attempts() -> Iterator[Attempt]:
         )
     yield Attempt(
         "A46", "a crash leaves no core file", "exit", ("crash",), beneath="SIGSEGV",
-        layer="rlimits, not dumpable", works="SIGSEGV", unseen=True,
+        layer="rlimits, not dumpable", works="SIGSEGV",
     )
     for name in ("core", "nofile", "memlock"):
         yield Attempt(
@@ -73,7 +73,7 @@ def _amounts() -> Iterator[Attempt]:
         ("memory-file", "memfd_create", (), ()),
         ("new-segment", "shmget", (), ()),
         ("lock-memory", "mlock", (), ()),
-        ("big-pipe", "fcntl", (0, 1031), ("4194304",)),
+        ("big-pipe", "fcntl", (0, 1031), ("1048576",)),
     ):
         yield Attempt(
             "A41", f"{act}: memory outside the heap is refused", call, (act, *words), arguments,
