@@ -75,7 +75,9 @@ class Canary:
             found[name] = (pid, tracer, state in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
         return found
 
-    def changed(self, before: dict[str, object], take: Callable[[], dict[str, object]]) -> list[str]:
+    def changed(
+        self, before: dict[str, object], take: Callable[[], dict[str, object]]
+    ) -> list[str]:
         """What differs for longer than a moment."""
         end = time.monotonic() + _SETTLE
         while True:

@@ -39,9 +39,7 @@ class Bench:
         mounts = [m for m in plan.mounts if getattr(m, "target", "") != "/state"]
         mounts.append(Bind(str(place.programs), str(place.programs), ("read", "exec")))
         mounts.append(Bind(str(place.scratch), str(place.scratch), ("read", "write")))
-        self.plan: SandboxPlan = dataclasses.replace(
-            plan, mounts=tuple(mounts), fds=(), **changes
-        )
+        self.plan: SandboxPlan = dataclasses.replace(plan, mounts=tuple(mounts), fds=(), **changes)
         assert any(isinstance(mount, Tmpfs) for mount in mounts)
         self.cell = Cell(self.plan, directory)
 

@@ -11,93 +11,16 @@ from pathlib import Path
 import pytest
 from xprocess import XProcess
 
-from sandbox.plan import SeccompSpec
-from supervisor.host import load_host
-from supervisor.policy.compile import compile_policies
-from supervisor.policy.context import host_context
-from supervisor.policy.parse import load_directory
-from supervisor.policy.plans import CompiledPolicy
 from tests.attacks import report
-from tests.attacks.canary import Canary, planted
-from tests.attacks.control import outcome
-from tests.attacks.events import Events
-from tests.attacks.scene import SHIPPED, WEAKEST, Bystanders, Place, Scene, command, write_policies
+from tests.attacks.layers import NAMES
+from tests.attacks.scene import Bystanders, Place, Scene, write_policies
+from tests.attacks.suite import Suite
 from tests.host.supervisor.house import House
-
-ROWS = pytest.StashKey[list[report.Row]]()
-MATRIX = pytest.StashKey[dict[str, dict[str, str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-    config.stash[MATRIX] = {}
-
-
-class Suite:
-    """The scene with a supervisor in it; `attempt` runs one thing in a workload."""
-
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.canary = Canary(scene)
-        self.events = Events(scene.house.state / "audit/service.probe-reader.jsonl")
-        self.compiled = compiled_policies(scene.house)
-        self.volumes = {
-            id_: Path(str(self.compiled[id_].state_directory)) for id_ in (SHIPPED, WEAKEST)
-        }
-        for volume in self.volumes.values():
-            # A trial has a uid of its own; as its owner, the workload itself could write here.
-            volume.chmod(0o777)
-        self.inside = scene.inside()
-        self.alive = self.canary.alive()
-        self.pids = self.siblings()
-
-    def spec(self, policy: str) -> SeccompSpec:
-        """The filters of a policy."""
-        return self.compiled[policy].sandbox.seccomp
-
-    def attempt(self, policy: str, program: str, id_: str, words: tuple[str, ...]) -> str:
-        """What the program answered in a fresh workload of the policy."""
-        scene = self.scene
-        argv = command(scene.place, program, id_, words, self.inside)
-        reading, writing = os.pipe()
-        null = os.open("/dev/null", os.O_RDONLY)
-        try:
-            told = scene.house.ask("try", {"workload": policy, "argv": argv}, null, writing, writing)
-        finally:
-            os.close(null)
-            os.close(writing)
-        with os.fdopen(reading) as said:
-            return outcome(told["exit"] or 0, told["signal"] or 0, said.read())
-
-    def siblings(self) -> dict[str, int | None]:
-        """The pids of all workloads that go on."""
-        found = self.scene.house.ask("status")["workloads"]
-        return {one["id"]: one["pid"] for one in found if one["id"] != WEAKEST}
-
-    def furnish(self) -> None:
-        """Lay the bait again, on the host and in the volumes."""
-        self.scene.place.lay_bait()
-        for volume in self.volumes.values():
-            self.scene.place.furnish(volume)
-
-    def damage(self, before: dict[str, object]) -> list[str]:
-        """What the host has noticed of an attempt."""
-        found = self.canary.changed(before, self.canary.snapshot)
-        found += self.canary.changed(self.alive, self.canary.alive)
-        for volume in self.volumes.values():
-            found += planted(volume)
-        if arrived := self.scene.others.drain():
-            found.append(f"{arrived} connections or datagrams arrived at the host")
-        return found
-
-
-def compiled_policies(house: House) -> dict[str, CompiledPolicy]:
-    """The plans as the supervisor compiles them: where the expected answers come from."""
-    host = load_host(house.host_file)
-    policies, errors = load_directory(house.policies)
-    assert not errors, errors
-    tokens = {policy.id: f"anchorhold-placeholder-{'0' * 32}" for policy in policies}
-    return compile_policies(policies, host, host_context(policies, host, tokens))
+    config.stash[report.ROWS] = []
+    config.stash[report.MATRIX] = {}
 
 
 @pytest.fixture(scope="session")
@@ -131,22 +54,20 @@ def suite(place: Place, others: Bystanders, xprocess: XProcess) -> Iterator[Suit
 @pytest.fixture
 def rows(request: pytest.FixtureRequest) -> list[report.Row]:
     """The report so far."""
-    return request.config.stash[ROWS]
+    return request.config.stash[report.ROWS]
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Print the report; as JSON too, where ANCHORHOLD_ATTACKS_JSON names a file."""
-    rows, matrix = config.stash[ROWS], config.stash[MATRIX]
+    rows, matrix = config.stash[report.ROWS], config.stash[report.MATRIX]
     if rows:
         terminalreporter.section("attacks")
         for line in report.lines(rows):
             bad = re.search(r"FAILED|NOT TESTABLE", line)
             terminalreporter.write_line(line, red="FAILED" in line, yellow=bool(bad))
     if matrix:
-        from tests.attacks.layers import NAMES
-
         terminalreporter.section("attacks by removed layer")
         for line in report.matrix_lines(matrix, NAMES):
             terminalreporter.write_line(line)

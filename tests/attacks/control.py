@@ -10,20 +10,22 @@ import os
 import signal
 import subprocess
 
-# The namespace's loopback plays the network: metadata address and TEST-NET-1 lead to itself.
-_NETWORK = """
+# The namespace's loopback plays the network: metadata address and TEST-NET-1 lead to itself. The
+# second link, which leads nowhere, makes it look like a machine's.
+NETWORK = """
 ip link set lo up
+ip link add uplink type veth peer name nowhere
+ip link set uplink up
 ip addr add 169.254.169.254/32 dev lo
 ip addr add 192.0.2.1/24 brd 192.0.2.255 dev lo
 ip route add 255.255.255.255 dev lo
-ip -6 route add ff02::/16 dev lo table local 2>/dev/null
 exec "$@"
 """
 _WRAPPERS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "leak": (),
     "mounts": ("unshare", "--mount", "--propagation", "private"),
-    "network": ("unshare", "--net", "sh", "-c", _NETWORK, "sh"),
+    "network": ("unshare", "--net", "sh", "-c", NETWORK, "sh"),
     "user": ("unshare", "--user", "--keep-caps"),
     # A process 1 of the same rank: the machine's own may be better protected than root.
     "first": ("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", '"$@"; exit $?', "sh"),

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+import pytest
+
 REFUSED, ALLOWED, UNTESTABLE, FAILED = "refused", "allowed", "NOT TESTABLE HERE", "FAILED"
 
 
@@ -21,6 +23,10 @@ class Row:
     event: str
     outside: str
     verdict: str
+
+
+ROWS = pytest.StashKey[list[Row]]()
+MATRIX = pytest.StashKey[dict[str, dict[str, str]]]()  # attempt, layer, mark
 
 
 def table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
@@ -48,16 +54,21 @@ def lines(rows: list[Row]) -> list[str]:
 def matrix_lines(matrix: Mapping[str, Mapping[str, str]], layers: tuple[str, ...]) -> list[str]:
     """Attempts by removed layer, only those whose answer depends on one.
 
-    "." as with all layers, "o" refused otherwise, "X" let through, "?" not testable.
+    "." as with all layers, "o" refused otherwise, "X" let through, "r" the kernel looked at the
+    malformed request, "?" not testable; empty: the filters, which are asked first, refuse it.
     """
     marks = {id_: [cells.get(layer, " ") for layer in layers] for id_, cells in matrix.items()}
-    interesting = {id_: row for id_, row in marks.items() if set(row) - {".", " "}}
+    interesting = {id_: row for id_, row in marks.items() if set(row) - {".", " ", "?"}}
     columns = tuple(str(number) for number in range(1, len(layers) + 1))
     found = [f"{number:>4} {layer}" for number, layer in enumerate(layers, 1)]
     rows = [(id_, *row) for id_, row in interesting.items()]
     found += table(("", *columns), rows)
     same = len(marks) - len(interesting)
     found.append(f"{same} attempts get the same answer whichever one layer is missing")
+    found.append(
+        ". as with all layers   o refused otherwise   X let through   r malformed, and looked at   "
+        "? not testable here   empty: refused by the filters, which are asked first"
+    )
     return found
 
 

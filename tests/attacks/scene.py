@@ -40,9 +40,7 @@ def compile_programs(folder: Path) -> None:
     source = HERE / "programs"
     flags = ("-static", "-O1", "-Wall", "-Wextra", "-Werror")
     jobs = [
-        subprocess.Popen(
-            ["gcc", *flags, "-pthread", "-o", folder / name, source / f"{name}.c"]
-        )
+        subprocess.Popen(["gcc", *flags, "-pthread", "-o", folder / name, source / f"{name}.c"])
         for name in SECTIONS
     ]
     small = ["gcc", "-m32", "-nostdlib", *flags[:1], "-o", folder / "exit32", source / "exit32.S"]
@@ -82,12 +80,29 @@ class Place:
     def furnish(self, scratch: Path) -> None:
         """A writable directory as the attempts expect it, seen from the host."""
         for path in scratch.iterdir():
-            if path.name in ("own", "setuid", "linked", "copy", "modes", "created", "given", "attribute"):
+            if path.name in (
+                "own",
+                "setuid",
+                "linked",
+                "copy",
+                "modes",
+                "created",
+                "given",
+                "attribute",
+            ):
                 path.unlink()
         (scratch / "own").write_text("own\n")
         (scratch / "own").chmod(0o666)
         shutil.copy(self.programs / "privilege", scratch / "setuid")
         (scratch / "setuid").chmod(0o4755)
+
+    def facts(self) -> dict[str, str]:
+        """What the words of an attempt stand for."""
+        return {
+            "programs": str(self.programs),
+            "marker": str(self.marker),
+            "library": LIBRARY,
+        }
 
     def close(self) -> None:
         """Take everything away."""
@@ -118,7 +133,9 @@ class Bystanders:
             "msg": self._libc.msgget(self.key, 0o1666),
         }
         self.queue = f"anchorhold-attack-{secrets.token_hex(4)}"
-        self.queue_fd = self._libc.mq_open(f"/{self.queue}".encode(), os.O_CREAT | os.O_RDWR, 0o666, None)
+        self.queue_fd = self._libc.mq_open(
+            f"/{self.queue}".encode(), os.O_CREAT | os.O_RDWR, 0o666, None
+        )
         self.shared = Path("/dev/shm") / self.queue
         self.shared.write_text("the host's\n")
         assert min(*self.ids.values(), self.queue_fd) >= 0, self.ids
@@ -140,6 +157,18 @@ class Bystanders:
             except BlockingIOError:
                 pass
         return count
+
+    def facts(self) -> dict[str, str]:
+        """What the words of an attempt stand for."""
+        return {
+            "port": str(self.port),
+            "address": self.address,
+            "key": str(self.key),
+            "queue": self.queue,
+            "shared": str(self.shared),
+            "socket": str(self.socket),
+            "abstract": f"@{self.abstract}",
+        }
 
     def close(self) -> None:
         """End all of them."""
@@ -193,7 +222,7 @@ class Scene:
     others: Bystanders
     house: House
 
-    def inside(self, **more: str) -> dict[str, str]:
+    def inside(self) -> dict[str, str]:
         """The words in a workload: real targets, as the host knows them."""
         house = self.house
         targets = {
@@ -205,7 +234,7 @@ class Scene:
             "channel": str(house.run / "channel/adapter.rest/executor.main.sock"),
             "leaf": str(house.leaf("adapter.rest")),
         }
-        return {**self._common(), **targets, **more}
+        return {**self.others.facts(), **self.place.facts(), **targets}
 
     def outside(self) -> dict[str, str]:
         """The words of the control: the same things where that is harmless, else the sentinel."""
@@ -213,21 +242,6 @@ class Scene:
         mine = {"supervisor": victim, "zygote": victim, "scratch": str(self.place.scratch),
                 "setgroups": "deny"}  # fmt: skip
         return {**self.inside(), **mine}
-
-    def _common(self) -> dict[str, str]:
-        others = self.others
-        return {
-            "programs": str(self.place.programs),
-            "marker": str(self.place.marker),
-            "library": LIBRARY,
-            "port": str(others.port),
-            "address": others.address,
-            "key": str(others.key),
-            "queue": others.queue,
-            "shared": str(others.shared),
-            "socket": str(others.socket),
-            "abstract": f"@{others.abstract}",
-        }
 
 
 def command(

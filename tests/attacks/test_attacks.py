@@ -9,10 +9,10 @@ import pytest
 from tests.attacks import control
 from tests.attacks.attempts import ATTEMPTS, PROGRAM
 from tests.attacks.attempts.attempt import NONE, Attempt, is_errno
-from tests.attacks.conftest import Suite
 from tests.attacks.events import visible
 from tests.attacks.report import ALLOWED, FAILED, REFUSED, UNTESTABLE, Row
 from tests.attacks.scene import SHIPPED, WEAKEST, command
+from tests.attacks.suite import Suite
 
 
 def named(attempt: Attempt) -> str:
@@ -50,7 +50,9 @@ def test_refused(suite: Suite, attempt: Attempt, rows: list[Row]) -> None:
         layer = attempt.refused_by(suite.spec(policy))
         passed = ALLOWED if layer == NONE else REFUSED
         verdict = FAILED if mistakes else passed if works else UNTESTABLE
-        rows.append(Row(attempt.id, attempt.promise, policy, layer, answer, event, outside, verdict))
+        rows.append(
+            Row(attempt.id, attempt.promise, policy, layer, answer, event, outside, verdict)
+        )
         wrong += [f"{policy}: {mistake}" for mistake in mistakes]
     assert not wrong, "\n".join([f"outside: {outside}", *wrong])
     if not works:

@@ -22,18 +22,37 @@ def attempts() -> Iterator[Attempt]:
     """In the order of the entries."""
     own = "own network namespace"
     yield Attempt(
-        "A30", "the loopback is the only interface", "openat", ("net-table", "dev", "2"),
-        beneath="returned 1: lo", layer=own, works=r"returned \d+: (lo \S+.*|\S+ lo.*)",
+        "A30",
+        "the loopback is the only interface",
+        "openat",
+        ("net-table", "dev", "2"),
+        beneath="returned 1: lo",
+        layer=own,
+        works=r"returned \d+: (lo \S+.*|\S+ lo.*)",
     )
     yield Attempt(
-        "A30", "there is no route", "openat", ("net-table", "route", "1"), beneath="returned 0",
-        layer=own, works=r"returned [1-9].*", lacks="returned 0",
+        "A30",
+        "there is no route",
+        "openat",
+        ("net-table", "route", "1"),
+        beneath="returned 0",
+        layer=own,
+        works=r"returned [1-9].*",
+        lacks="returned 0",
     )
     gone = {"layer": f"Landlock, {own}", "critical": True}
-    for what, address in {"127.0.0.1": "127.0.0.1", "::1": "::1", "its address": "{address}"}.items():
+    for what, address in {
+        "127.0.0.1": "127.0.0.1",
+        "::1": "::1",
+        "its address": "{address}",
+    }.items():
         yield Attempt(
-            "A30", f"a service of the host on {what} is not reached", "connect",
-            ("tcp", address, "{port}"), beneath="EACCES|ENETUNREACH|ECONNREFUSED", **gone,
+            "A30",
+            f"a service of the host on {what} is not reached",
+            "connect",
+            ("tcp", address, "{port}"),
+            beneath="EACCES|ENETUNREACH|ECONNREFUSED",
+            **gone,
         )
         yield Attempt(
             "A30", f"no datagram arrives at the host on {what}", "sendto",
@@ -42,39 +61,77 @@ def attempts() -> Iterator[Attempt]:
         )  # fmt: skip
     for port in ("80", "8100"):
         yield Attempt(
-            "A30", f"the metadata service is not reached on port {port}", "connect",
-            ("tcp", METADATA, port), beneath="EACCES|ENETUNREACH", works="ECONNREFUSED",
-            control="network", **gone,
+            "A30",
+            f"the metadata service is not reached on port {port}",
+            "connect",
+            ("tcp", METADATA, port),
+            beneath="EACCES|ENETUNREACH",
+            works="ECONNREFUSED",
+            control="network",
+            **gone,
         )
     for name, family in {"INET": "2", "INET6": "10"}.items():
         yield Attempt(
-            "A31", f"no raw {name} socket", "socket", ("socket", family, RAW, "58"),
-            (int(family), 3, 58), beneath="EPERM", layer="capabilities", critical=True,
+            "A31",
+            f"no raw {name} socket",
+            "socket",
+            ("socket", family, RAW, "58"),
+            (int(family), 3, 58),
+            beneath="EPERM",
+            layer="capabilities",
+            critical=True,
         )
     for name, (family, kind, protocol) in AFS.items():
         yield Attempt(
-            ENTRIES.get(name, "A34"), f"no {name} socket", "socket",
-            ("socket", str(family), kind, protocol), (family, int(kind), int(protocol)), beneath="EPERM",
-            layer="capabilities", lacks=NO_FAMILY, critical=True,
+            ENTRIES.get(name, "A34"),
+            f"no {name} socket",
+            "socket",
+            ("socket", str(family), kind, protocol),
+            (family, int(kind), int(protocol)),
+            beneath="EPERM",
+            layer="capabilities",
+            lacks=NO_FAMILY,
+            critical=True,
         )
     for name, protocol in NETLINKS.items():
         yield Attempt(
-            "A34", f"no netlink socket for {name}", "socket", ("socket", "16", RAW, protocol),
-            (16, 3, int(protocol)), lacks=NO_FAMILY, critical=True, layer=own,
+            "A34",
+            f"no netlink socket for {name}",
+            "socket",
+            ("socket", "16", RAW, protocol),
+            # Not critical: it would tell of, and change, the own network namespace.
+            (16, 3, int(protocol)),
+            lacks=NO_FAMILY,
+            layer=own,
         )
     yield from _unix()
     for act, call in {"shmget": "shmget", "semget": "semget", "msgget": "msgget"}.items():
         yield Attempt(
-            "A36", f"{act} does not find the host's", call, (act, "{key}"), beneath="ENOENT",
-            layer="own ipc namespace", critical=True,
+            "A36",
+            f"{act} does not find the host's",
+            call,
+            (act, "{key}"),
+            beneath="ENOENT",
+            layer="own ipc namespace",
+            critical=True,
         )
     yield Attempt(
-        "A36", "the host's message queue is not opened", "mq_open", ("mq-open", "{queue}"),
-        beneath="ENOENT", layer="own ipc namespace", critical=True,
+        "A36",
+        "the host's message queue is not opened",
+        "mq_open",
+        ("mq-open", "{queue}"),
+        beneath="ENOENT",
+        layer="own ipc namespace",
+        critical=True,
     )
     yield Attempt(
-        "A36", "the host's /dev/shm is not seen", "openat", ("open-read", "{shared}"),
-        beneath="ENOENT|EACCES", layer="own root", critical=True,
+        "A36",
+        "the host's /dev/shm is not seen",
+        "openat",
+        ("open-read", "{shared}"),
+        beneath="ENOENT|EACCES",
+        layer="own root",
+        critical=True,
     )
     yield from _packets()
 
@@ -86,31 +143,57 @@ def _unix() -> Iterator[Attempt]:
         "another workload": "{channel}", "the host": "{socket}",
     }.items():  # fmt: skip
         yield Attempt(
-            "A35", f"the socket of {what} is not reached", "connect", ("unix", path),
-            beneath="ENOENT|EACCES", layer="own root", lacks="ENOENT|ECONNREFUSED|EPROTOTYPE",
+            "A35",
+            f"the socket of {what} is not reached",
+            "connect",
+            ("unix", path),
+            beneath="ENOENT|EACCES",
+            layer="own root",
+            lacks="ENOENT|ECONNREFUSED|EPROTOTYPE",
             critical=True,
         )
     yield Attempt(
-        "A35", "an abstract socket of the host is not reached", "connect", ("unix", "{abstract}"),
-        beneath="ECONNREFUSED|EPERM", layer="own network namespace, Landlock", critical=True,
+        "A35",
+        "an abstract socket of the host is not reached",
+        "connect",
+        ("unix", "{abstract}"),
+        beneath="ECONNREFUSED|EPERM",
+        layer="own network namespace, Landlock",
+        critical=True,
     )
 
 
 def _packets() -> Iterator[Attempt]:
     nowhere = {"layer": "no route", "control": "network", "critical": True, "works": "returned 1"}
     yield Attempt(
-        "A37", "no question to a name server leaves", "sendto", ("udp", SERVER, "53"),
-        beneath="ENETUNREACH", **nowhere,
+        "A37",
+        "no question to a name server leaves",
+        "sendto",
+        ("udp", SERVER, "53"),
+        beneath="ENETUNREACH",
+        **nowhere,
     )
     yield Attempt(
-        "A37", "no datagram with a foreign source leaves", "sendto",
-        ("udp", SERVER, "53", "192.0.2.77"), beneath="ENETUNREACH", **nowhere,
+        "A37",
+        "no datagram with a foreign source leaves",
+        "sendto",
+        ("udp", SERVER, "53", "192.0.2.77"),
+        beneath="ENETUNREACH",
+        **nowhere,
     )
     yield Attempt(
-        "A37", "no broadcast leaves", "sendto", ("udp", "255.255.255.255", "9"),
-        beneath="ENETUNREACH", **{**nowhere, "control": "network"},
+        "A37",
+        "no broadcast leaves",
+        "sendto",
+        ("udp", "255.255.255.255", "9"),
+        beneath="ENETUNREACH",
+        **{**nowhere, "control": "network"},
     )
     yield Attempt(
-        "A37", "no link-local multicast leaves", "sendto", ("udp", "ff02::1", "9"),
-        beneath="ENETUNREACH|EADDRNOTAVAIL|returned 1", **{**nowhere, "critical": False},
+        "A37",
+        "no link-local multicast leaves",
+        "sendto",
+        ("udp", "ff02::1", "9"),
+        beneath="ENETUNREACH|EADDRNOTAVAIL|returned 1",
+        **{**nowhere, "critical": False},
     )

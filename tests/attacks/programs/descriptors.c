@@ -106,10 +106,12 @@ static long foreign_fds(char **words)
     if (!directory)
         return -1;
     long found = 0, others = 0;
+    char self[16] = "";  // not getpid(): this may be the /proc of another pid namespace
     struct dirent *entry;
+    syscall(SYS_readlink, "/proc/self", self, sizeof self - 1);
     while ((entry = readdir(directory))) {
         int pid = atoi(entry->d_name);
-        if (pid <= 0 || pid == getpid())
+        if (pid <= 0 || pid == atoi(self))
             continue;
         others++;
         char path[64];

@@ -143,12 +143,15 @@ static long set_attribute(char **words)
     return syscall(SYS_setxattr, words[0], "user.anchorhold", "x", 1L, 0);
 }
 
-// number, then arguments in the harmless form that still reaches the kernel: "*" is a bad pointer.
+// number, then arguments in the harmless form that still reaches the kernel: "*" is a bad pointer,
+// "0*" one to zeros.
 static long call(char **words)
 {
+    static char zeros[256];
     long given[6] = { 0 };
     for (int i = 0; i < 6 && words[1 + i]; i++)
-        given[i] = words[1 + i][0] == '*' ? (long)NOWHERE : number(words[1 + i]);
+        given[i] = !strcmp(words[1 + i], "*") ? (long)NOWHERE
+            : !strcmp(words[1 + i], "0*") ? (long)zeros : number(words[1 + i]);
     return syscall(number(words[0]), given[0], given[1], given[2], given[3], given[4], given[5]);
 }
 
