@@ -30,7 +30,7 @@ class Told:
 class Bench:
     """A launcher; `run` executes a program under the executor's plan, with two mounts of ours.
 
-    Both stand inside where they stand outside, so that they are there without a root of its own too.
+    Both stand inside where they stand outside, so that they are there without an own root too.
     """
 
     def __init__(self, place: Place, directory: Path, **changes: Any) -> None:
@@ -39,7 +39,10 @@ class Bench:
         mounts = [m for m in plan.mounts if getattr(m, "target", "") != "/state"]
         mounts.append(Bind(str(place.programs), str(place.programs), ("read", "exec")))
         mounts.append(Bind(str(place.scratch), str(place.scratch), ("read", "write")))
-        self.plan: SandboxPlan = dataclasses.replace(plan, mounts=tuple(mounts), fds=(), **changes)
+        # The harness waives the other controllers, and has no disk of a state to limit.
+        limits = dataclasses.replace(plan.limits, io=None)
+        given = {"mounts": tuple(mounts), "fds": (), "limits": limits, **changes}
+        self.plan: SandboxPlan = dataclasses.replace(plan, **given)
         assert any(isinstance(mount, Tmpfs) for mount in mounts)
         self.cell = Cell(self.plan, directory)
 

@@ -270,6 +270,7 @@ file = {{ path = "{place.programs}/**", access = ["read", "exec"] }}
         f'\n[[allow]]\nid = "device-{name}"\nwhy = "all"\ndevice = {{ path = "/dev/{name}" }}\n'
         for name in ("null", "zero", "full", "random", "urandom")
     )
+    command = f'["{place.programs}/descriptors", "harmless", "weakest"]'
     (house.policies / "tool-weakest.toml").write_text(f'''
 schema    = "anchorhold.policy/1"
 id        = "{WEAKEST}"
@@ -278,7 +279,7 @@ version   = 1
 owner     = "security@anchorhold.invalid"
 review_by = 2027-11-01
 why       = "All that a policy can give, and still a sandbox"
-run       = {{ command = ["{place.programs}/descriptors", "harmless", "weakest"], restart = "never" }}
+run       = {{ command = {command}, restart = "never" }}
 requires  = ["seccomp"]
 {rule}{groups}{devices}
 [[allow]]

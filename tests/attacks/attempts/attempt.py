@@ -10,7 +10,6 @@ from sandbox.plan import SeccompSpec
 from sandbox.seccomp import launch_rules
 from supervisor.policy.calls import verdict
 
-
 NONE = "nobody: allowed"  # of acts that must work, so that the rest is no broken sandbox
 
 

@@ -48,7 +48,9 @@ def attempts() -> Iterator[Attempt]:
         foreign=True,
     )
     for act, works in {
-        "io-uring-setup": r"returned \d+", "io-uring-enter": "EBADF", "io-uring-register": "EBADF|EINVAL",
+        "io-uring-setup": r"returned \d+",
+        "io-uring-enter": "EBADF",
+        "io-uring-register": "EBADF|EINVAL",
     }.items():  # fmt: skip
         yield Attempt(
             "A28",

@@ -10,7 +10,8 @@ STREAM, DATAGRAM, RAW = "1", "2", "3"
 AFS = {
     "ALG": (38, "5", "0"), "VSOCK": (40, STREAM, "0"), "PACKET": (17, RAW, "768"),
     "XDP": (44, RAW, "0"), "KCM": (41, DATAGRAM, "0"), "TIPC": (30, STREAM, "0"),
-    "SMC": (43, STREAM, "0"), "CAN": (29, RAW, "1"), "KEY": (15, RAW, "2"), "PPPOX": (24, STREAM, "0"),
+    "SMC": (43, STREAM, "0"), "CAN": (29, RAW, "1"), "KEY": (15, RAW, "2"),
+    "PPPOX": (24, STREAM, "0"),
 }  # fmt: skip
 ENTRIES = {"ALG": "A32", "VSOCK": "A33", "PACKET": "A31"}
 NETLINKS = {"route": "0", "audit": "9", "nfnetlink": "12", "uevent": "15"}

@@ -11,7 +11,7 @@ assert platform.machine() == "x86_64"  # the numbers below
 EMPTY_PATH = (0, 0, 0, 0, 0x1000)
 CAPABILITIES = "capabilities"
 
-# name, number, harmless arguments ("*" is a bad pointer, "0*" one to zeros), what the kernel answers to root.
+# name, number, harmless arguments ("*" is a bad pointer, "0*" one to zeros), the answer to root.
 MACHINE: tuple[tuple[str, int, tuple[str, ...], str], ...] = (
     ("init_module", 175, ("*", "8", "*"), "EFAULT|ENOEXEC"),
     ("finit_module", 313, ("-1", "*", "0"), "EBADF|EFAULT"),
@@ -96,7 +96,8 @@ def _ids() -> Iterator[Attempt]:
             beneath=r"returned 0: euid=[1-9]\d* egid=[1-9]\d* CapEff=0+" if where == "image"
             else "EACCES",
             layer="nosuid, no_new_privs" if where == "image" else "noexec, Landlock",
-            works="returned 0: euid=0 .* CapEff=0*[1-9a-f][0-9a-f]*", control="nobody", critical=True,
+            works="returned 0: euid=0 .* CapEff=0*[1-9a-f][0-9a-f]*", control="nobody",
+            critical=True,
         )  # fmt: skip
     yield Attempt(
         "A18",
