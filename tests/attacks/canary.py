@@ -39,8 +39,13 @@ class Canary:
     """Snapshots of one scene's host."""
 
     def __init__(self, scene: Scene) -> None:
-        self._scene = scene
         self._folders = [scene.place.programs, scene.place.folder]
+        house = scene.house
+        self._pids = {
+            "sentinel": scene.others.sentinel.pid,
+            "supervisor": house.pid,
+            "zygote": house.child("zygote"),
+        }
 
     def snapshot(self) -> dict[str, object]:
         """Everything by its name."""
@@ -64,11 +69,8 @@ class Canary:
 
     def alive(self) -> dict[str, object]:
         """Processes that must go on, each with who traces it and whether it is stopped."""
-        house = self._scene.house
-        pids = {"sentinel": self._scene.others.sentinel.pid, "supervisor": house.pid}
-        pids["zygote"] = house.child("zygote")
         found: dict[str, object] = {}
-        for name, pid in pids.items():
+        for name, pid in self._pids.items():
             status = Path(f"/proc/{pid}/status").read_text()
             state = psutil.Process(pid).status()
             tracer = status.partition("TracerPid:")[2].split()[0]

@@ -19,6 +19,7 @@ ip link set uplink up
 ip addr add 169.254.169.254/32 dev lo
 ip addr add 192.0.2.1/24 brd 192.0.2.255 dev lo
 ip route add 255.255.255.255 dev lo
+ip -6 route add ff02::/16 dev lo table local
 exec "$@"
 """
 _WRAPPERS: dict[str, tuple[str, ...]] = {

@@ -32,7 +32,7 @@ class Suite:
         for volume in self.volumes.values():
             # A trial has a uid of its own; as its owner, the workload itself could write here.
             volume.chmod(0o777)
-        self.inside = scene.inside()
+        self.inside, self.outside = scene.inside(), scene.outside()
         self.alive = self.canary.alive()
         self.pids = self.siblings()
 

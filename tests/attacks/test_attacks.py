@@ -23,7 +23,7 @@ def named(attempt: Attempt) -> str:
 def test_refused(suite: Suite, attempt: Attempt, rows: list[Row]) -> None:
     program = PROGRAM[attempt.id]
     suite.furnish()
-    argv = command(suite.scene.place, program, attempt.id, attempt.words, suite.scene.outside())
+    argv = command(suite.scene.place, program, attempt.id, attempt.words, suite.outside)
     outside = control.run(attempt.control, argv)
     works = re.fullmatch(attempt.works, outside) is not None
     if not works and not re.fullmatch(attempt.lacks, outside):
