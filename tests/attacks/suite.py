@@ -26,8 +26,10 @@ class Suite:
         self.canary = Canary(scene)
         self.events = Events(scene.house.state / "audit/service.probe-reader.jsonl")
         self.compiled = compiled_policies(scene.house)
+        # As the supervisor sees them: an image may be mounted there, for it alone.
+        root = f"/proc/{scene.house.pid}/root"
         self.volumes = {
-            id_: Path(str(self.compiled[id_].state_directory)) for id_ in (SHIPPED, WEAKEST)
+            id_: Path(f"{root}{self.compiled[id_].state_directory}") for id_ in (SHIPPED, WEAKEST)
         }
         for volume in self.volumes.values():
             # A trial has a uid of its own; as its owner, the workload itself could write here.

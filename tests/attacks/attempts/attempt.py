@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sandbox.plan import SeccompSpec
-from sandbox.seccomp import launch_rules
-from supervisor.policy.calls import verdict
+from sandbox.truth_table import TruthTable
 
 NONE = "nobody: allowed"  # of acts that must work, so that the rest is no broken sandbox
 
@@ -47,8 +47,7 @@ class Attempt:
         """What the filters of a plan answer to the deciding call: allow, kill or an errno."""
         if self.foreign:
             return "kill"
-        whole = replace(spec, main=(*spec.main, *launch_rules(spec)))
-        return verdict(whole, self.call, self.arguments)
+        return _table(spec).verdict(self.call, self.arguments)
 
     def expected(self, spec: SeccompSpec) -> str:
         """The pattern of the one right answer under these filters."""
@@ -60,6 +59,11 @@ class Attempt:
     def refused_by(self, spec: SeccompSpec) -> str:
         """The layer that the expected answer comes from."""
         return self.layer if self.decided(spec) == "allow" else "seccomp"
+
+
+@functools.lru_cache(maxsize=8)
+def _table(spec: SeccompSpec) -> TruthTable:
+    return TruthTable(spec)
 
 
 def numbered(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:

@@ -43,7 +43,7 @@ __attribute__((unused)) static long number(const char *word) { return strtol(wor
 // Copies /proc/self/NAME or any small file; its length, or -1 with errno.
 __attribute__((unused)) static long slurp(const char *path, char *text, size_t room)
 {
-    int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY);
+    int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY, 0);
     if (fd == -1)
         return -1;
     size_t length = 0;

@@ -55,9 +55,9 @@ static long fd_parent(char **words)
     (void)words;
     int fds[MOST];
     for (int i = inherited(fds) - 1; i >= 0; i--)
-        if (syscall(SYS_openat, fds[i], "..", O_PATH) != -1)
+        if (syscall(SYS_openat, fds[i], "..", O_PATH, 0) != -1)
             return fds[i];
-    return syscall(SYS_openat, 0, "..", O_PATH);
+    return syscall(SYS_openat, 0, "..", O_PATH, 0);
 }
 
 static long fd_enter(char **words)
@@ -82,20 +82,20 @@ static long open_read(char **words)
 
 static long open_directory(char **words)
 {
-    return syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY | O_DIRECTORY);
+    return syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY | O_DIRECTORY, 0);
 }
 
 // A file for writing, and nothing is written: path.
-static long open_write(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY); }
+static long open_write(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY, 0); }
 
-static long open_both(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_RDWR); }
+static long open_both(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_RDWR, 0); }
 
 // Something below a magic link of the parent: what, path there.
 static long parent_link(char **words)
 {
     char path[512];
     snprintf(path, sizeof path, "/proc/%d/%s", getppid(), words[0]);
-    return syscall(SYS_openat, AT_FDCWD, path, O_RDONLY);
+    return syscall(SYS_openat, AT_FDCWD, path, O_RDONLY, 0);
 }
 
 // Descriptors of any other process that can be listed.
@@ -128,14 +128,14 @@ static long foreign_fds(char **words)
 // path, text: write it and say what the kernel answered.
 static long write_text(char **words)
 {
-    int fd = syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY);
+    int fd = syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY, 0);
     return fd == -1 ? -1 : syscall(SYS_write, fd, words[1], strlen(words[1]));
 }
 
 // In a new user namespace a group map needs setgroups denied first.
 static long write_gid_map(char **words)
 {
-    int fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/setgroups", O_WRONLY);
+    int fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/setgroups", O_WRONLY, 0);
     if (fd != -1)
         syscall(SYS_write, fd, "deny", 4);
     return write_text(words);

@@ -30,7 +30,7 @@ static long x32(char **words) { return syscall(number(words[0]) | X32, 0L, 0L, 0
 static long execute(char **words)
 {
     char *argv[] = { words[0], NULL }, *environment[] = { NULL };
-    int fd = syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY);
+    int fd = syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY, 0);
     return fd == -1 ? -1 : syscall(SYS_execveat, fd, "", argv, environment, AT_EMPTY_PATH);
 }
 

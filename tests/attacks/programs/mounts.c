@@ -32,7 +32,11 @@ static long change_root(char **words) { return syscall(SYS_chroot, words[0]); }
 static long pivot(char **words) { return syscall(SYS_pivot_root, words[0], words[0]); }
 
 static long new_filesystem(char **words) { return syscall(SYS_fsopen, words[0], 0); }
-static long configure(char **words) { (void)words; return syscall(SYS_fsconfig, -1, 0, NULL, NULL, 0); }
+static long configure(char **words)
+{
+    (void)words;
+    return syscall(SYS_fsconfig, -1, 0, NULL, NULL, 0);
+}
 static long make_mount(char **words) { (void)words; return syscall(SYS_fsmount, -1, 0, 0); }
 static long pick(char **words) { return syscall(SYS_fspick, AT_FDCWD, words[0], 0); }
 static long clone_tree(char **words) { return syscall(SYS_open_tree, AT_FDCWD, words[0], 1); }
@@ -59,7 +63,7 @@ static long leave(char **words) { return syscall(SYS_unshare, number(words[0]));
 static long enter(char **words)
 {
     (void)words;
-    int fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/ns/net", O_RDONLY);
+    int fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/ns/net", O_RDONLY, 0);
     return fd == -1 ? -1 : syscall(SYS_setns, fd, 0);
 }
 
@@ -98,7 +102,7 @@ static long move_file(char **words) { return syscall(SYS_rename, words[0], words
 static long link_file(char **words) { return syscall(SYS_link, words[0], words[1]); }
 static long cut_open(char **words)
 {
-    return syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY | O_TRUNC);
+    return syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY | O_TRUNC, 0);
 }
 static long cut(char **words) { return syscall(SYS_truncate, words[0], 0L); }
 static long remove_file(char **words) { return syscall(SYS_unlink, words[0]); }
@@ -112,7 +116,7 @@ static long execute(int fd)
 static long copy_to(int fd, const char *program)
 {
     char bytes[65536];
-    int from = syscall(SYS_openat, AT_FDCWD, program, O_RDONLY);
+    int from = syscall(SYS_openat, AT_FDCWD, program, O_RDONLY, 0);
     long got, all = 0;
     if (from == -1 || fd == -1)
         return -1;
@@ -128,7 +132,7 @@ static long execute_copy(char **words)
     if (fd == -1 || copy_to(fd, words[0]) < 0)
         return -1;
     syscall(SYS_close, fd);
-    return execute(syscall(SYS_openat, AT_FDCWD, words[1], O_RDONLY));
+    return execute(syscall(SYS_openat, AT_FDCWD, words[1], O_RDONLY, 0));
 }
 
 static long execute_path(char **words)
@@ -150,7 +154,7 @@ static long execute_memory(char **words)
 static long by_handle(char **words)
 {
     struct { unsigned bytes; int type; unsigned char data[128]; } handle = { 128, 1, { 2 } };
-    int mount = 0, directory = syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY);
+    int mount = 0, directory = syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY, 0);
     if (syscall(SYS_name_to_handle_at, AT_FDCWD, words[0], &handle, &mount, 0) == -1)
         handle.bytes = 8;
     return syscall(SYS_open_by_handle_at, directory, &handle, O_RDONLY);
@@ -176,7 +180,7 @@ static long make_node(char **words)
 
 static long open_device(char **words)
 {
-    return syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY | O_NONBLOCK);
+    return syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY | O_NONBLOCK, 0);
 }
 
 ACTS({ "mount", mount_new },

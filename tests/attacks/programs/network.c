@@ -98,7 +98,7 @@ static long semaphores(char **words) { return syscall(SYS_semget, number(words[0
 static long message_queue(char **words) { return syscall(SYS_msgget, number(words[0]), 0); }
 static long posix_queue(char **words) { return syscall(SYS_mq_open, words[0], O_RDONLY, 0, NULL); }
 
-static long open_read(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY); }
+static long open_read(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY, 0); }
 
 ACTS({ "net-table", net_table },
      { "tcp", tcp },

@@ -25,7 +25,7 @@ static long who_am_i(char **words)
 static long execute(char **words)
 {
     char *argv[] = { words[0], "who-am-i", "who-am-i", NULL }, *environment[] = { NULL };
-    int fd = syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY);
+    int fd = syscall(SYS_openat, AT_FDCWD, words[0], O_RDONLY, 0);
     return fd == -1 ? -1 : syscall(SYS_execveat, fd, "", argv, environment, AT_EMPTY_PATH);
 }
 
@@ -96,7 +96,7 @@ static long request_key(char **words)
 static long list_root(char **words)
 {
     (void)words;
-    return syscall(SYS_openat, AT_FDCWD, "/", O_RDONLY | O_DIRECTORY);
+    return syscall(SYS_openat, AT_FDCWD, "/", O_RDONLY | O_DIRECTORY, 0);
 }
 
 // path: a file with set-uid and set-gid bits from its first moment.

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-static long open_write(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY); }
+static long open_write(char **words) { return syscall(SYS_openat, AT_FDCWD, words[0], O_WRONLY, 0); }
 
 // path: a directory, which is taken away again.
 static long make_directory(char **words)
@@ -109,7 +109,9 @@ static long write_far(char **words)
 static long big_pipe(char **words)
 {
     int ends[2];
-    return syscall(SYS_pipe2, ends, 0) ? -1 : syscall(SYS_fcntl, ends[1], F_SETPIPE_SZ, number(words[0]));
+    if (syscall(SYS_pipe2, ends, 0))
+        return -1;
+    return syscall(SYS_fcntl, ends[1], F_SETPIPE_SZ, number(words[0]));
 }
 static long memory_file(char **words) { (void)words; return syscall(SYS_memfd_create, "attack", 0); }
 static long new_segment(char **words)
