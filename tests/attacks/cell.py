@@ -33,8 +33,10 @@ class Bench:
     Both stand inside where they stand outside, so that they are there without an own root too.
     """
 
-    def __init__(self, place: Place, directory: Path, **changes: Any) -> None:
+    def __init__(self, place: Place, **changes: Any) -> None:
         self.place = place
+        # Not a test's own: it takes part in the paths of sockets, which must be short.
+        directory = Path(tempfile.mkdtemp(prefix="bench-", dir=place.folder))
         plan = shipped_plan(directory, SHIPPED)
         mounts = [m for m in plan.mounts if getattr(m, "target", "") != "/state"]
         mounts.append(Bind(str(place.programs), str(place.programs), ("read", "exec")))

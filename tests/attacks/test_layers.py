@@ -113,7 +113,7 @@ def stage(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     """The stage, with the answers of the whole sandbox."""
     made = Stage(place, tmp_path_factory.mktemp("stage"))
     with within(made.network):
-        bench = Bench(place, tmp_path_factory.mktemp("whole"))
+        bench = Bench(place)
     try:
         made.ask_controls(bench)
     finally:
@@ -125,13 +125,13 @@ def stage(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 @pytest.fixture
 def bench(
-    request: pytest.FixtureRequest, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Bench]:
     """A launcher that goes without the layer of the test."""
     layer: Layer = request.param
     layer.remove(monkeypatch)
     with within(stage.network):
-        made = Bench(stage.place, tmp_path, **layer.changes)
+        made = Bench(stage.place, **layer.changes)
     yield made
     made.close()
 
@@ -165,12 +165,12 @@ def test_no_critical_attack_gets_through_without(
 
 
 def test_without_no_new_privileges_nothing_starts(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It cannot be left out alone: the kernel then refuses Landlock and filters to us."""
     with monkeypatch.context() as patch:
         patch.setattr(credentials, "no_new_privileges", lambda: None)
-        bench = Bench(stage.place, tmp_path)
+        bench = Bench(stage.place)
     try:
         with pytest.raises(LaunchFailed, match="landlock"):
             bench.run("descriptors", ("harmless",))

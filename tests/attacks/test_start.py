@@ -7,7 +7,6 @@ A14 needs, and the root of a workload is made of a list, so that no image brings
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +17,9 @@ from tests.attacks.scene import Place
 
 
 @pytest.fixture
-def bench(place: Place, tmp_path: Path) -> Iterator[Bench]:
+def bench(place: Place) -> Iterator[Bench]:
     """A launcher with every layer."""
-    made = Bench(place, tmp_path)
+    made = Bench(place)
     yield made
     made.close()
 
