@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import confine, credentials, devices, landlock, launcher, mounts, syscalls, zygote
+from sandbox import confine, credentials, devices, landlock, mounts, seccomp, syscalls, zygote
 
 Remove = Callable[[pytest.MonkeyPatch], None]
 
@@ -89,8 +89,8 @@ def _no_own_root(patch: pytest.MonkeyPatch) -> None:
 
 
 def _main_filter_alone(patch: pytest.MonkeyPatch) -> None:
-    compiled = launcher.seccomp.compile_filters
-    patch.setattr(launcher.seccomp, "compile_filters", lambda spec: compiled(spec)[-1:])
+    compiled = seccomp.compile_filters
+    patch.setattr(seccomp, "compile_filters", lambda spec: compiled(spec)[-1:])
 
 
 def _no_closing(patch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,9 @@ class Attempt:
     kernel looked at it. `lacks`: answers outside that say that this host has no such feature.
     `control`: how the control runs (see control.py). `critical`: success would lead out of the
     sandbox. `foreign`: not a call of this architecture; the filter kills it whatever the policy.
-    `comm`: what its process is called when it is refused, if not by its id.
+    `controller`: of cgroup version 2, which keeps the bound; tried under the shipped policy alone,
+    because the weakest has no limit. `comm`: what its process is called when it is refused, if not
+    by its id.
     """
 
     entry: str
@@ -40,6 +42,7 @@ class Attempt:
     control: str = "plain"
     critical: bool = False
     foreign: bool = False
+    controller: str = ""
     comm: str = ""
     id: str = ""
 

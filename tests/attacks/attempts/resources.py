@@ -1,7 +1,7 @@
 """A38-A46: the cgroup tree, more of everything than was given, crashes.
 
-Bounds that a cgroup controller keeps (A40, A41, the share of A43, A44) are tried where the
-controllers are: in the VM tier, tests/vm/test_limits.py. Here stands what needs none.
+What a cgroup controller bounds needs one of version 2; where the host has none, it is tried in the
+VM tier alone (tests/vm/test_limits.py, test_cgroup_limits.py), as are the share of A43 and A44.
 """
 
 from __future__ import annotations
@@ -48,6 +48,30 @@ def attempts() -> Iterator[Attempt]:
             critical=True,
             **own,
         )
+    yield Attempt(
+        "A40",
+        "a fork bomb ends at its limit",
+        "clone",
+        ("bomb", "100", "1"),
+        (17,),
+        beneath=r"EAGAIN: [12]?\d children",
+        layer="pids.max",
+        works="returned 100: .*",
+        controller="pids",
+        critical=True,
+    )
+    yield Attempt(
+        "A41",
+        "more heap than the limit is killed",
+        "mmap",
+        ("eat-heap", "400"),
+        (0, 0, 3),
+        beneath="SIGKILL",
+        layer="memory.max",
+        works="returned 400",
+        controller="memory",
+        critical=True,
+    )
     yield from _amounts()
     yield Attempt(
         "A43",
