@@ -120,3 +120,20 @@ def test_every_dependency_has_its_reason(path: str) -> None:
     text = re.sub(r"libtss2-tcti-\*", "libtss2-tcti-device0 libtss2-tcti-swtpm0", text)
     assert len(names) > 5
     assert {name for name in names if name.lower() not in text} == set()
+
+
+def test_every_line_of_the_hardening_checklist_is_answered() -> None:
+    lines = re.findall(r"^\| ([A-F][0-9]+) \|", (ROOT / "docs/hardening.md").read_text(), re.M)
+    counts = {"A": 8, "B": 8, "C": 20, "D": 13, "E": 7, "F": 7}
+    assert lines == [
+        f"{letter}{number}" for letter, count in counts.items() for number in range(1, count + 1)
+    ]
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    known = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        known |= {path.stem, *re.findall(r"^def (test_\w+)", path.read_text(), re.M)}
+    named = {name for path in DOCUMENTS for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    assert len(named) > 40
+    assert named - known == set()
