@@ -23,7 +23,7 @@ ATTEMPTS: dict[str, tuple[str, str, str, str]] = {
     "network": ("Landlock, network namespace", r"EACCES|ECONNREFUSED", "denied", "connect"),
     "ptrace": ("seccomp", r"signal 31", "sigsys", "ptrace"),
     "mount": ("seccomp", r"signal 31", "sigsys", "mount"),
-    "dns": ("network namespace", r"ENETUNREACH", "denied", "connect"),
+    "dns": ("seccomp, network namespace", r"EAFNOSUPPORT", "denied", "socket"),
 }
 _SECRETS = (
     ("API key in an e-mail", re.compile(rb"OPENAI_API_KEY=(\S+)")),

@@ -7,13 +7,11 @@ CONSTANTS: dict[str, int] = {
     "AF_UNIX": 1,
     "AF_INET": 2,
     "AF_INET6": 10,
-    # linux/net.h; SOCK_PACKET is 10, and no other type has both of its bits
-    "SOCK_RAW": 3,
-    "SOCK_PACKET": 10,
+    # linux/net.h; a bit that SOCK_RAW (3), SOCK_DCCP (6) and SOCK_PACKET (10) have as well
+    "SOCK_DGRAM": 2,
     # linux/in.h
     "IPPROTO_IP": 0,
     "IPPROTO_TCP": 6,
-    "IPPROTO_UDP": 17,
     # asm-generic/fcntl.h, linux/fcntl.h
     "F_DUPFD": 0,
     "F_GETFD": 1,

@@ -105,7 +105,8 @@ class Stage:
         base, outside = self.base[attempt.id], self.outside[attempt.id]
         if not re.fullmatch(attempt.works, outside):
             return "?"
-        like_outside = re.fullmatch(attempt.works, answer) and not re.fullmatch(attempt.works, base)
+        alike = re.fullmatch(attempt.works, answer) and not re.fullmatch(attempt.works, base)
+        like_outside = alike and not re.fullmatch(attempt.beneath, answer)
         if attempt.layer != NONE and (arrived or like_outside):
             # A malformed request that the kernel looks at says not who refuses a well-formed one.
             return "r" if is_errno(answer) not in ("", "ECONNREFUSED") else "X"

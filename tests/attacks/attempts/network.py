@@ -16,6 +16,7 @@ AFS = {
 ENTRIES = {"ALG": "A32", "VSOCK": "A33", "PACKET": "A31"}
 NETLINKS = {"route": "0", "audit": "9", "nfnetlink": "12", "uevent": "15"}
 NO_FAMILY = "EAFNOSUPPORT|EPROTONOSUPPORT|ESOCKTNOSUPPORT|EINVAL"
+UDP, UDP6 = (2, 2, 0), (10, 2, 0)
 METADATA, SERVER = "169.254.169.254", "192.0.2.53"  # TEST-NET-1 (RFC 5737)
 
 
@@ -55,11 +56,16 @@ def attempts() -> Iterator[Attempt]:
             beneath="EACCES|ENETUNREACH|ECONNREFUSED",
             **gone,
         )
+        beneath = "ENETUNREACH" if what == "its address" else "ENETUNREACH|returned 1"
         yield Attempt(
-            "A30", f"no datagram arrives at the host on {what}", "sendto",
-            ("udp", address, "{port}"), beneath="EACCES|ENETUNREACH|ECONNREFUSED|returned 1"
-            if what != "its address" else "ENETUNREACH", **gone,
-        )  # fmt: skip
+            "A30",
+            f"no datagram arrives at the host on {what}",
+            "socket",
+            ("udp", address, "{port}"),
+            UDP6 if address == "::1" else UDP,
+            beneath=beneath,
+            **gone,
+        )
     for port in ("80", "8100"):
         yield Attempt(
             "A30",
@@ -169,32 +175,36 @@ def _packets() -> Iterator[Attempt]:
     yield Attempt(
         "A37",
         "no question to a name server leaves",
-        "sendto",
+        "socket",
         ("udp", SERVER, "53"),
+        UDP,
         beneath="ENETUNREACH",
         **nowhere,
     )
     yield Attempt(
         "A37",
         "no datagram with a foreign source leaves",
-        "sendto",
+        "socket",
         ("udp", SERVER, "53", "192.0.2.77"),
+        UDP,
         beneath="ENETUNREACH",
         **nowhere,
     )
     yield Attempt(
         "A37",
         "no broadcast leaves",
-        "sendto",
+        "socket",
         ("udp", "255.255.255.255", "9"),
+        UDP,
         beneath="ENETUNREACH",
         **{**nowhere, "control": "network"},
     )
     yield Attempt(
         "A37",
         "no link-local multicast leaves",
-        "sendto",
+        "socket",
         ("udp", "ff02::1", "9"),
+        UDP6,
         beneath="ENETUNREACH|EADDRNOTAVAIL|returned 1",
         **{**nowhere, "critical": False},
     )

@@ -131,7 +131,7 @@ static long lock_memory(char **words)
 // bytes: what a socket may hold beyond the system's own bound (SO_SNDBUFFORCE).
 static long big_socket(char **words)
 {
-    int wanted = number(words[0]), fd = syscall(SYS_socket, AF_UNIX, SOCK_DGRAM, 0);
+    int wanted = number(words[0]), fd = syscall(SYS_socket, AF_UNIX, SOCK_STREAM, 0);
     return fd == -1 ? -1
         : syscall(SYS_setsockopt, fd, SOL_SOCKET, SO_SNDBUFFORCE, &wanted, sizeof wanted);
 }

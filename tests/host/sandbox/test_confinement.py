@@ -124,8 +124,7 @@ def test_workload_reaches_no_service_of_the_host(cell: Cell) -> None:
 def test_workload_sees_only_loopback_and_no_route(cell: Cell) -> None:
     code = "import socket\nprint([n for _, n in socket.if_nameindex()])"
     result = cell.run(
-        "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
-        "s.connect(('192.0.2.1', 9))"
+        "import socket\nsocket.create_connection(('192.0.2.1', 9), 3)", tcp_connect=(9,)
     )
     assert "Network is unreachable" in result.out
     assert "lo" in outside(code)

@@ -116,7 +116,9 @@ def test_no_group_can_allow_set_uid_modes(call: str, mode: int) -> None:
     [
         ("socket", [1, 1], [16, 3], "EAFNOSUPPORT"),  # netlink
         ("socket", [2, 1 | 0o2004000, 6], [2, 3 | 0o2000000, 255], "EAFNOSUPPORT"),  # raw
-        ("socket", [2, 2, 17], [2, 10, 0], "EAFNOSUPPORT"),  # a packet socket in disguise
+        ("socket", [1, 1], [1, 2], "EAFNOSUPPORT"),  # datagrams
+        ("socket", [2, 1 | 0o4000], [2, 2 | 0o4000, 17], "EAFNOSUPPORT"),  # UDP
+        ("socket", [2, 1, 0], [2, 10, 0], "EAFNOSUPPORT"),  # a packet socket in disguise
         ("socket", [10, 5], [2, 1, 262], "EAFNOSUPPORT"),  # MPTCP
         ("socketpair", [1, 1], [38, 1], "EAFNOSUPPORT"),  # kernel crypto
         ("personality", [0xFFFFFFFF], [0x0400000], "EPERM"),  # READ_IMPLIES_EXEC
