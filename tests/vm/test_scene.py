@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vm.installed import START_TIME, WORKLOADS, shared, wait_until_well
+from tests.vm.installed import START_TIME, shared, status, wait_until_well
 from tests.vm.machine import Machine
 from tests.vm.snapshot import Snapshots
 
-LAYERS = 22
 ATTACKS = ("files", "network", "ptrace", "mount", "dns", "websocket")
 PROMISES = 11  # of "The way of the messages"
 
@@ -23,26 +22,23 @@ def machine(request: pytest.FixtureRequest, snapshots: Snapshots) -> Iterator[Ma
         yield machine
 
 
-def play(machine: Machine) -> list[str]:
-    """The demo on the running service: the rows of its tables."""
+def play(machine: Machine) -> dict[str, str]:
+    """The demo on the running service, every row of it passed: the row of each attack, by name."""
+    layers = sum(len(one["layers"]) for one in status(machine)["workloads"])
     done = machine.run("anchorhold demo --running", timeout=400)
     print(f"demo: {done.seconds:.0f} s")
     assert "every layer held; state RUNNING" in done.stdout
     rows = re.findall(r"^ +(.*?) +(PASS|FAIL|DEGRADED)\s*$", done.stdout, re.MULTILINE)
     wrong = [text for text, verdict in rows if verdict != "PASS"]
     assert wrong == []
-    assert len(rows) == len(WORKLOADS) * LAYERS + len(ATTACKS) + PROMISES, done.stdout
-    return [text for text, _ in rows]
-
-
-def attacks(rows: list[str]) -> dict[str, str]:
-    """The row of each attack, by its name; the layers' rows, which may begin alike, come before."""
-    rows = rows[len(WORKLOADS) * LAYERS :]
-    return {name: next(r for r in rows if re.match(rf"{name}  +\S", r)) for name in ATTACKS}
+    assert len(rows) == layers + len(ATTACKS) + PROMISES, done.stdout
+    # The layers' rows, which may begin alike, come before.
+    texts = [text for text, _ in rows[layers:]]
+    return {name: next(t for t in texts if re.match(rf"{name}  +\S", t)) for name in ATTACKS}
 
 
 def test_messages_pass_and_every_attack_is_refused(machine: Machine) -> None:
-    found = attacks(play(machine))
+    found = play(machine)
     for name in ("files", "dns"):
         assert "not recorded: [probes] denials is false" in found[name]
 
@@ -51,7 +47,7 @@ def test_with_denials_every_attack_is_on_record(machine: Machine) -> None:
     machine.run("sed -i 's/^denials = false$/denials = true/' /etc/anchorhold/host.toml")
     machine.run("systemctl restart anchorhold", timeout=START_TIME)
     wait_until_well(machine)
-    found = attacks(play(machine))
+    found = play(machine)
     for name, event in (
         ("files", "denied openat"), ("ptrace", "sigsys ptrace"),
         ("mount", "sigsys mount"), ("dns", "denied socket"), ("websocket", "gateway record"),
