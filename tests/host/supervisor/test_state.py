@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from house import House
+from house import House, poll
 
 from sandbox import syscalls, volumes
 from supervisor import state
@@ -241,6 +241,30 @@ def test_the_status_tells_the_bound_and_it_holds_for_a_running_workload(house: H
         Path("big").unlink()
 
     assert alone(as_executor) == ""
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_what_was_written_is_there_after_the_next_start(house: House, end: str) -> None:
+    def loops() -> list[str]:
+        """The loop devices on images of this house."""
+        backing = Path("/sys/block").glob("loop*/loop/backing_file")
+        return [text for path in backing if str(house.state) in (text := path.read_text())]
+
+    house.open()
+    bound = [one for one in house.ask("status")["workloads"] if "disk" in str(one["layers"])]
+    assert len(loops()) >= len(bound) > 1
+    seen = f"root{house.state}/w-executor-main/mark"
+    Path(f"/proc/{house.pid}/{seen}").write_text("kept")
+    if end == "stop":
+        house.stop()
+    else:
+        house.kill(house.pid)
+        house.process.wait(10)
+    poll(lambda: not loops(), 10, "no device is left")
+    assert not (house.state / "w-executor-main/mark").exists(), "outside, nothing is mounted"
+    house.open()
+    assert Path(f"/proc/{house.pid}/{seen}").read_text() == "kept"
+    assert house.workload("executor.main")["state"] == "running"
 
 
 def test_a_directory_that_cannot_be_bounded_stops_its_workload_alone(house: House) -> None:
