@@ -95,24 +95,17 @@ def resolve(path: str, root: Path = Path("/")) -> tuple[int, int] | str | None:
 
     `root` is where dev/ and proc/devices are looked for.
     """
-    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        safe = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-        found = syscalls.openat2(top, path, os.O_PATH, safe)
+        folder, status = _status(path.rpartition("/")[0], root), _status(path, root)
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"it, or a directory above it, is a symbolic link or no directory: {error.strerror}"
-    finally:
-        os.close(top)
-    try:
-        status = os.fstat(found)
-    finally:
-        os.close(found)
     if not stat.S_ISCHR(status.st_mode):
         return "it is no character device"
-    if status.st_uid != 0:
-        return f"it belongs to uid {status.st_uid}, not to root"
+    # The node itself may be somebody's, as the TPM's is: who owns it cannot make it another.
+    if folder.st_uid != 0 or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "others than root may put something else in its directory"
     kind, number = _kind(path), (os.major(status.st_rdev), os.minor(status.st_rdev))
     for wanted, is_, what in zip(_fixed(kind, path), number, ("major", "minor"), strict=True):
         if wanted is not None and wanted != is_:
@@ -123,6 +116,19 @@ def resolve(path: str, root: Path = Path("/")) -> tuple[int, int] | str | None:
         wanted_by = " or ".join(sorted(kind.drivers))
         return f"/proc/devices gives major number {number[0]} to {said}, not to {wanted_by}"
     return number
+
+
+def _status(path: str, root: Path) -> os.stat_result:
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        safe = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+        found = syscalls.openat2(top, path, os.O_PATH, safe)
+    finally:
+        os.close(top)
+    try:
+        return os.fstat(found)
+    finally:
+        os.close(found)
 
 
 def _kind(path: str) -> _Kind:

@@ -89,7 +89,7 @@ def test_a_node_with_another_number_is_refused(
     assert isinstance(found, str) and said in found
 
 
-def test_a_link_a_plain_file_and_a_foreign_owner_are_refused(root: Path) -> None:
+def test_a_link_a_plain_file_and_a_place_of_others_are_refused(root: Path) -> None:
     here = root / "dev/kfd"
     here.unlink()
     here.symlink_to("dri/renderD128")
@@ -98,8 +98,14 @@ def test_a_link_a_plain_file_and_a_foreign_owner_are_refused(root: Path) -> None
     here.write_text("")
     assert nodes.resolve(KFD, root) == "it is no character device"
     make(root, KFD, (236, 0))
-    os.chown(here, 1234, 0)
-    assert nodes.resolve(KFD, root) == "it belongs to uid 1234, not to root"
+    os.chown(here, 1234, 0)  # as the TPM's node is its users'
+    assert nodes.resolve(KFD, root) == (236, 0)
+    for owner, mode in ((1234, 0o755), (0, 0o775), (0, 0o757)):
+        os.chown(root / "dev", owner, 0)
+        (root / "dev").chmod(mode)
+        assert "something else in its directory" in str(nodes.resolve(KFD, root))
+    os.chown(root / "dev", 0, 0)
+    (root / "dev").chmod(0o755)
     (root / "dev/dri").rename(root / "dev/away")
     (root / "dev/dri").symlink_to("away")
     assert "symbolic link" in str(nodes.resolve(RENDER, root))
