@@ -118,6 +118,8 @@ def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
             found.append(Finding(match.start(group), match.start(group) + size, rule))
             if size < len(value):
                 start = match.start(group) + size  # what the check left may hold another one
+        elif rule.hold == "digits":
+            start = match.start() + 1  # digits of something else may stand before it: "57 4111 ..."
     return found
 
 

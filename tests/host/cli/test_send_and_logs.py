@@ -285,7 +285,11 @@ def test_logs_follow_as_nobody_and_stop_quietly(place):
     path.write_text("one\n")
     path.chmod(0o600)
     command = [*place.run("--help").args[:-1], "logs", "-f", "adapter.rest"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+
+    def reset() -> None:  # whoever runs the tests in the background ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=reset) as process:
         try:
             assert process.stdout.readline() == "one\n"
             with path.open("a") as file:

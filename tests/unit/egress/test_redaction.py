@@ -162,6 +162,13 @@ def test_dropped_channel_keeps_nothing() -> None:
     assert channel.flush() == ""
 
 
+@pytest.mark.parametrize("before", ["57 ", "x57-", SECRETS["openai-key"] + "57 "])
+def test_a_card_behind_other_digits_is_masked(before: str) -> None:
+    text = f"{before}4111 1111 1111 1111"
+    assert "4111" not in mask(text) and "4111" not in in_pieces([text])
+    assert "4112" in mask(f"{before}4112 1111 1111 1111"), "the control: a wrong check digit"
+
+
 pieces_of_text = st.lists(
     st.one_of(
         st.text(max_size=12),
