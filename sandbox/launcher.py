@@ -46,6 +46,7 @@ class Cell:
         self.plan: SandboxPlan | None = None
         self.told = 0.0  # when, by the loop's clock
         self.failed = self.released = False
+        self.limited = False  # whether the plan's limits are in force on its cgroup
         self.spawned: asyncio.Future[tuple[int, int, int]] = loop.create_future()
         self.confined: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -188,6 +189,7 @@ class Launcher:
         """Let `cell` become what `plan` says, up to its descriptors and filters; once in its life.
 
         It holds the files of that moment: what is replaced on the host afterwards, it does not see.
+        Raises SandboxError without its device program.
         """
         cell.plan, cell.name, cell.told = plan, plan.workload, self._loop.time()
         kept = self._jobs.get(id(plan))
@@ -197,6 +199,8 @@ class Launcher:
         finally:
             if not kept:
                 os.close(job)
+        if self._filter_devices:
+            devices.attach(cell.leaf.path, plan)
 
     def age(self, cell: Cell) -> float:
         """Seconds since `cell` was told what to become; 0 for one that was not."""
@@ -213,8 +217,6 @@ class Launcher:
         """
         if cell.plan is not plan:
             self.confine(cell, plan)
-        if self._filter_devices:
-            devices.attach(cell.leaf.path, plan)
         outside = [fd for fd in stdio if fd != -1]
         kind = b"n" if stdio[0] == -1 else b"d"
         cell.tell(kind, [*outside, *(fds[name] for name in plan.fds)])

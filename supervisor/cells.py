@@ -76,7 +76,8 @@ class Cells:
             )
             undo.callback(launching.cancel)
             await asyncio.sleep(0)  # on its way; the limits are in force before it is released
-            cell.leaf.apply(plan.limits, self._waived)
+            if not cell.limited:
+                cell.leaf.apply(plan.limits, self._waived)
             running = await launching
             seen = (plan, cell.leaf, running.pid, running.report, self._waived)
             findings = verify.inspect(*seen, unreleased=True)
@@ -134,8 +135,15 @@ class Cells:
     def expect(self, plan: SandboxPlan) -> None:
         """`plan` will probably be launched next, and soon: the spare cell becomes it already."""
         self._launcher.prepare(plan)
-        if self._spare is not None and self._spare.plan is None:
-            self._launcher.confine(self._spare, plan)
+        cell = self._spare
+        if cell is None or cell.plan is not None:
+            return
+        try:
+            self._launcher.confine(cell, plan)
+            cell.leaf.apply(plan.limits, self._waived)
+            cell.limited = True
+        except (SandboxError, OSError):
+            cell.failed = True  # another one will be taken, and the launch will say what is wrong
 
     async def _take(self, plan: SandboxPlan) -> Cell:
         """The spare cell if it can still become `plan`, or a new one."""

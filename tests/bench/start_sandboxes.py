@@ -53,7 +53,8 @@ async def ours(launcher: Launcher, tree: Slice, what: SandboxPlan, spare: Cell |
     cell = spare or launcher.spawn(tree.leaf())
     launching = asyncio.ensure_future(launcher.launch(what, cell, (-1, writing, writing), {}))
     await asyncio.sleep(0)
-    cell.leaf.apply(what.limits, WAIVED)
+    if not cell.limited:
+        cell.leaf.apply(what.limits, WAIVED)
     running = await launching
     seen = (what, cell.leaf, running.pid, running.report, WAIVED)
     found = verify.inspect(*seen, unreleased=True)
@@ -112,6 +113,8 @@ async def main(directory: Path, rounds: int) -> None:
                 await ready.spawned
                 if kind == "warm":
                     launcher.confine(ready, what)
+                    ready.leaf.apply(what.limits, WAIVED)
+                    ready.limited = True
                 await asyncio.sleep(0.02)  # in life that was long ago, after the last launch or end
                 times[kind].append(await ours(launcher, tree, what, ready))
             times["cold"].append(await ours(launcher, tree, what, None))
