@@ -158,6 +158,8 @@ class Channel:
 
     def _release(self, whole: str, found: list[Finding], left: int, point: int) -> str:
         passed = self._masker.replace(whole[:point], found, left)
+        if found:  # as in a finished text: what is gone now may have hidden another value's limits
+            passed = self._masker.text(passed, self._left)
         self._held = whole[point:]
         self._left = whole[max(0, point - _LEFT) : point]
         return passed

@@ -169,6 +169,12 @@ def test_a_card_behind_other_digits_is_masked(before: str) -> None:
     assert "4112" in mask(f"{before}4112 1111 1111 1111"), "the control: a wrong check digit"
 
 
+def test_a_phone_number_before_a_card_is_masked_in_a_stream_too() -> None:
+    text = "+49 30 12345678 4111 1111 1111 1111"
+    assert in_pieces([text]) == in_pieces(list(text)) == mask(text)
+    assert "1234" not in mask(text) and "4111" not in mask(text)
+
+
 pieces_of_text = st.lists(
     st.one_of(
         st.text(max_size=12),
