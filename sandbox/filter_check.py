@@ -90,7 +90,8 @@ def disagreements(
     with, x32 and foreign tables; arguments as in `corners` and `ways`, random ones from `seed`."""
     table, loaded = TruthTable(spec), [bpf.decode(program) for program in programs]
     calls = {number_of(call): call for call in table.calls}
-    chance, tried, wrong = random.Random(seed), 0, []  # noqa: S311 - test values, no secrets
+    tried, wrong = 0, []
+    chance = random.Random(seed)  # noqa: S311  # nosec B311 - test values, no secrets
     answer = functools.partial(bpf.run_all, loaded)
 
     def compare(what: str, expected: int, data: tuple[int, ...]) -> None:
