@@ -24,15 +24,20 @@ from wsproto.events import (
 
 from supervisor.cli import exits
 
+ESTABLISHED = "01"  # proc_net_tcp(5), include/net/tcp_states.h
 REPLY = {"reply": "Dear you\x1b]0;owned\x07", "steps": {"generate_reply": "x"}, "request": "ab"}
 
 
-def uid_of_peer(port: int) -> int:
-    """The uid that owns the client's end of a loopback connection, from /proc/net/tcp."""
-    wanted = f":{port:04X}"
+def uid_of_peer(client: int, server: int) -> int:
+    """The uid that owns the client's end of a connection between two loopback ports.
+
+    Both ports are needed, and the state: other connections, and sockets of uid 0 that only wait
+    for late packets (TIME_WAIT), may share the client's port.
+    """
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
-        if fields[1].endswith(wanted):
+        ports = [int(end.rpartition(":")[2], 16) for end in fields[1:3]]
+        if ports == [client, server] and fields[3] == ESTABLISHED:
             return int(fields[7])
     raise AssertionError("no such connection")
 
@@ -57,7 +62,7 @@ class Gateway:
                 return
             with conn:
                 conn.settimeout(10)
-                self.uids.append(uid_of_peer(address[1]))
+                self.uids.append(uid_of_peer(address[1], self.port))
                 self.talk(self, conn)
 
     def close(self) -> None:

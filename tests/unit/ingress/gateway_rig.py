@@ -128,6 +128,7 @@ class Seen:
     body: bytes = b""
     whole: bool = False
     vanished: threading.Event = dataclasses.field(default_factory=threading.Event)
+    arrived: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key == name), None)
@@ -233,10 +234,12 @@ class Adapter(threading.Thread):
             send(h11.EndOfMessage())
         elif path == "/drip":
             send(h11.Response(status_code=200, headers=plain))
-            for word in (b"one ", b"two ", b"three"):
+            send(h11.Data(data=b"one "))
+            await writer.drain()
+            await asyncio.to_thread(seen.arrived.wait, 20)
+            for word in (b"two ", b"three"):
                 send(h11.Data(data=word))
                 await writer.drain()
-                await asyncio.sleep(0.2)
             send(h11.EndOfMessage())
         else:
             body = b"" if seen.method == "HEAD" else json.dumps(
