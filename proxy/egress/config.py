@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import date
+from typing import Any, Literal, TypeVar, get_args
 
 from proxy.errors import ConfigError
 
@@ -16,6 +17,8 @@ _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
 _T = TypeVar("_T")
+Action = Literal["allow", "pseudonymise", "mask", "block"]  # from the mildest to the strictest
+Place = Literal["text", "tool-arguments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,22 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Redaction:
+    """One [[redact]] block: what becomes of a class (`group`) of rules, or of one `rule`.
+
+    `restore`: where placeholders are put back; after the day `expires` the block has no effect.
+    """
+
+    id: str
+    line: int
+    group: str | None
+    rule: str | None
+    action: Action
+    restore: frozenset[Place]
+    expires: date | None
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """What one workload may do. Sizes in bytes, `timeout` in seconds."""
 
@@ -56,6 +75,7 @@ class Workload:
     body_max: int
     concurrent: int
     timeout: float
+    redact: tuple[Redaction, ...] = ()
 
     def rule(self, grant: Grant | None) -> dict[str, object] | None:
         """Return the audit record's `rule` object, None where no rule decided."""
@@ -123,7 +143,7 @@ def _upstream(name: str, value: object, at: str) -> Upstream:
 
 def _workload(name: str, value: object, at: str) -> Workload:
     needed = {"placeholder", "digest", "file", "models", "body_max", "concurrent", "timeout"}
-    field = _fields(value, at, needed)
+    field = _fields(value, at, needed, {"redact"})
     grants: dict[str, Grant] = {}
     for index, item in enumerate(_is(field["models"], list, f"{at}.models")):
         grant = _grant(item, f"{at}.models[{index}]")
@@ -142,6 +162,10 @@ def _workload(name: str, value: object, at: str) -> Workload:
         body_max=_between(field["body_max"], 1, 64 * 1024 * 1024, f"{at}.body_max"),
         concurrent=_between(field["concurrent"], 1, 1024, f"{at}.concurrent"),
         timeout=float(timeout),
+        redact=tuple(
+            _redaction(item, f"{at}.redact[{index}]")
+            for index, item in enumerate(_is(field.get("redact", []), list, f"{at}.redact"))
+        ),
     )
 
 
@@ -153,6 +177,34 @@ def _grant(value: object, at: str) -> Grant:
         rule=_is(field["rule"], str, f"{at}.rule"),
         line=_between(field["line"], 1, 1_000_000, f"{at}.line"),
         redact=_is(field["redact"], str, f"{at}.redact"),
+    )
+
+
+def _redaction(value: object, at: str) -> Redaction:
+    needed, optional = {"id", "line", "action", "restore"}, {"class", "rule", "expires"}
+    field = _fields(value, at, needed, optional)
+    if ("class" in field) == ("rule" in field):
+        raise ConfigError(f"{at} names either a class or a rule.")
+    restore = _is(field["restore"], list, f"{at}.restore")
+    places = get_args(Place)
+    if field["action"] not in get_args(Action) or any(place not in places for place in restore):
+        raise ConfigError(f"{at} has an unknown action or place.")
+    expires = None
+    if "expires" in field:
+        try:
+            expires = date.fromisoformat(_is(field["expires"], str, f"{at}.expires"))
+        except ValueError:
+            raise ConfigError(f"{at}.expires is not a date.") from None
+    elif field["action"] == "allow":
+        raise ConfigError(f"{at} allows something without saying until when.")
+    return Redaction(
+        id=_is(field["id"], str, f"{at}.id"),
+        line=_between(field["line"], 1, 1_000_000, f"{at}.line"),
+        group=_is(field["class"], str, f"{at}.class") if "class" in field else None,
+        rule=_is(field["rule"], str, f"{at}.rule") if "rule" in field else None,
+        action=field["action"],
+        restore=frozenset(restore),
+        expires=expires,
     )
 
 

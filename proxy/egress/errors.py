@@ -37,6 +37,9 @@ CODES: dict[str, Kind] = {
     "vault_locked": Kind(503, _OURS, "Unlock the vault; see anchorhold status."),
     "credential_absent": Kind(503, _OURS, "Add the key with anchorhold keys add."),
     "audit_unwritable": Kind(503, _OURS, "Free space on the volume that holds the audit log."),
+    "secret_blocked": Kind(
+        422, _REQUEST, "Leave such values out, or have the policy's [[redact]] changed."
+    ),
     "scan_failed": Kind(502, _OURS, "Nothing was passed on; report this as a defect."),
     "internal_error": Kind(500, _OURS, "The audit log names the place; report it as a defect."),
     "upstream_unreachable": Kind(502, _UPSTREAM, "Check that the model server is up."),

@@ -19,6 +19,7 @@ from .config import Config, Grant, Upstream, Workload
 from .errors import Refusal, unrecorded
 from .guard import KeyGuard
 from .keys import KeyRing
+from .redaction.actions import Blocked, Treatments
 from .redaction.json_walk import JsonInvalid, JsonTooDeep, parse, rewrite
 from .redaction.scan import ScanFailed, Scanner
 from .redaction.stream import HoldBack
@@ -44,6 +45,7 @@ class Services:
     upstreams: Upstreams
     audit: AuditLog
     placeholders: tuple[str, ...]
+    treatments: dict[str, Treatments]  # by workload
 
 
 class ClientGone(Exception):
@@ -106,6 +108,7 @@ class Exchange:
         self.status = 0
         self.stream = False
         self.started = False
+        self.admitted = False
         self.whole = False  # the body was read to its end
         self.size_in = self.size_out = 0
         self.header_keys = 0
@@ -131,6 +134,11 @@ class Exchange:
             refusal = unrecorded()
         except ScanFailed:
             refusal = Refusal("scan_failed", "The scanner did not finish.")
+        except Blocked as error:
+            # On the way out it is the request that is wrong, on the way back the model's answer.
+            refusal = Refusal(
+                error.code, error.message, status=502 if self.admitted else None, by_rule=True
+            )
         except Exception as error:
             # Neither message nor traceback: both may quote the request.
             refusal = Refusal("internal_error", f"{type(error).__name__} at {place(error)}.")
@@ -154,8 +162,9 @@ class Exchange:
         text, document = _document(body)
         model, self.stream = _asked(document)
         self.grant = authorize.grant_for(model, workload, self._shown)
-        outgoing = Masker(services.scanner, services.guard, self.grant.redact)
-        incoming = Masker(services.scanner, services.guard, self.grant.redact)
+        treatment = services.treatments[workload.id].of(self.grant.redact)
+        outgoing = Masker(services.scanner, services.guard, treatment, sent=True)
+        incoming = Masker(services.scanner, services.guard, treatment)
         self.outgoing, self.incoming = outgoing, incoming
         if services.ring.locked:
             raise Refusal("vault_locked", "The vault has not been unlocked.")
@@ -168,6 +177,7 @@ class Exchange:
         masked = rewrite(text, mask, lambda all_: _MARK in all_ or outgoing.suspects(all_))
         upstream = services.config.upstreams[self.grant.upstream]
         self.record("admission", "allowed", None)
+        self.admitted = True
         await self._forward(upstream, masked.encode("utf-8"), incoming, receive, send)
 
     async def _forward(
@@ -265,6 +275,7 @@ class Exchange:
                 "bytes": {"request": self.size_in, "response": self.size_out},
                 "tokens": _tokens(self.usage),
                 "redacted": self._redacted(),
+                "actions": self._actions(),
                 "incidents": self._incidents() or None,
                 "ms": round((time.monotonic() - self.began) * 1000, 3),
                 "detail": detail,
@@ -284,6 +295,10 @@ class Exchange:
     def _redacted(self) -> dict[str, dict[str, int]]:
         sides = {"request": self.outgoing, "response": self.incoming}
         return {name: side.tally.as_record() if side else {} for name, side in sides.items()}
+
+    def _actions(self) -> dict[str, dict[str, dict[str, int]]]:
+        sides = {"request": self.outgoing, "response": self.incoming}
+        return {name: side.tally.as_actions() if side else {} for name, side in sides.items()}
 
     def _incidents(self) -> int:
         sides = [side for side in (self.outgoing, self.incoming) if side]

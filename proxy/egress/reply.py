@@ -13,6 +13,7 @@ from starlette.types import Receive, Send
 
 from .config import Upstream
 from .errors import Refusal
+from .redaction.actions import Blocked
 from .redaction.json_walk import JsonInvalid, parse
 from .redaction.scan import ScanFailed
 from .redaction.text import Masker
@@ -178,13 +179,13 @@ async def _stream(
 
 def _masked(
     masker: StreamMasker, reader: EventReader, chunk: bytes
-) -> tuple[bytes, StreamInvalid | ScanFailed | None]:
+) -> tuple[bytes, StreamInvalid | ScanFailed | Blocked | None]:
     """Return what the chunk's events gave before the first that is wrong, and what is wrong."""
     out = bytearray()
     try:
         for data in reader.feed(chunk):
             out += masker.event(data)
-    except (StreamInvalid, ScanFailed) as error:
+    except (StreamInvalid, ScanFailed, Blocked) as error:
         return bytes(out), error
     return bytes(out), None
 

@@ -23,6 +23,7 @@ from .guard import KeyGuard
 from .keys import KeyRing
 from .logs import LogPump
 from .protocol import config_for
+from .redaction.actions import Treatments
 from .redaction.scan import Scanner
 from .redaction.stream import HoldBack
 from .routes import WorkloadApp
@@ -50,6 +51,10 @@ class EgressServer:
             upstreams=Upstreams(config, self._broker),
             audit=self._audit,
             placeholders=tuple(workload.placeholder for workload in config.workloads.values()),
+            treatments={
+                name: Treatments(scanner.book, f"workloads.{name}", workload.redact)
+                for name, workload in config.workloads.items()
+            },
         )
         self._control = Control(socket.socket(fileno=fds["control"]), self._handle, self.stop)
         self._stopping = asyncio.Event()

@@ -8,6 +8,7 @@ import hyperscan
 
 from proxy.errors import ProxyError
 
+from .actions import Treatment, treat
 from .checks import entropy, monotonous, ours
 from .rules import Rule, RuleBook, RulesInvalid
 
@@ -51,11 +52,12 @@ class Scanner:
         except (hyperscan.error, UnicodeEncodeError) as error:
             raise RulesInvalid(f"The rules do not compile: {error}.") from None
         self._database.scratch = hyperscan.Scratch(self._database)
+        self.presets = {name: treat(book, name) for name in book.classes}
 
-    def find(self, text: str, groups: frozenset[str]) -> list[Finding]:
-        """Return what `text` holds of the rule groups named, in order and without overlap.
+    def find(self, text: str, treatment: Treatment) -> list[Finding]:
+        """Return what `text` holds that `treatment` does not allow, in order, without overlap.
 
-        Raises ScanFailed.
+        The workload's own placeholders are passed over. Raises ScanFailed.
         """
         if len(text) < SHORTEST:
             return []
@@ -65,7 +67,7 @@ class Scanner:
             return []
         windows: dict[int, list[list[int]]] = {}
         for number, end in hits:
-            if self.book.rules[number].group not in groups:
+            if treatment.actions[self.book.rules[number].id] == "allow":
                 continue
             # Bytes never undercount characters, so this window is wide enough for any text.
             at = end if len(data) == len(text) else len(data[:end].decode("utf-8", "ignore"))
@@ -79,7 +81,9 @@ class Scanner:
             rule = self.book.rules[number]
             for start, end in spans:
                 found += _confirmed(rule, text, start, len(text) if rule.hold == "block" else end)
-        return _disjoint(found)
+        if found and treatment.pseudonyms:
+            found = _not_ours(found, list(treatment.pseudonyms.spans(text)))
+        return _disjoint(found, treatment)
 
     def suspects(self, text: str) -> bool:
         """False: no rule can find anything in `text` or in a part of it. Raises ScanFailed."""
@@ -123,14 +127,33 @@ def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
     return found
 
 
-def _disjoint(found: list[Finding]) -> list[Finding]:
-    """Merge what overlaps; the more telling kind names the whole."""
+def _not_ours(found: list[Finding], spans: list[tuple[int, int]]) -> list[Finding]:
+    """Leave out what holds, besides live placeholders, no more than could be a secret."""
+    return [
+        item
+        for item in found
+        if item.end
+        - item.start
+        - sum(max(0, min(item.end, end) - max(item.start, start)) for start, end in spans)
+        >= SHORTEST
+        or not any(item.start < end and start < item.end for start, end in spans)
+    ]
+
+
+def _disjoint(found: list[Finding], treatment: Treatment) -> list[Finding]:
+    """Merge what overlaps; the stricter action decides, then the more telling kind names it."""
     found.sort(key=lambda item: (item.start, -item.end))
     merged: list[Finding] = []
     for item in found:
         if merged and item.start < merged[-1].end:
             last = merged[-1]
-            rule = item.rule if last.rule.generic and not item.rule.generic else last.rule
+            rule = last.rule
+            if treatment.stricter(item.rule.id, rule.id) or (
+                rule.generic
+                and not item.rule.generic
+                and not treatment.stricter(rule.id, item.rule.id)
+            ):
+                rule = item.rule
             merged[-1] = Finding(last.start, max(last.end, item.end), rule)
         else:
             merged.append(item)

@@ -128,15 +128,15 @@ class Channel:
         left = len(self._left)
         whole = self._left + text
         if final:
-            found = self._masker.scanner.find(whole, self._masker.groups)
+            found = self._masker.scanner.find(whole, self._masker.treatment)
             return self._release(whole, found, left, len(whole))
-        point, rule = self._hold.start(whole, left, self._masker.groups)
+        point, rule = self._hold.start(whole, left, self._masker.treatment.groups)
         furthest = left + len(known)
         point = min(point, furthest)
         if point <= left and len(text) <= CAP and "-----" not in text:
             self._held = text
             return ""
-        found = self._masker.scanner.find(whole, self._masker.groups)
+        found = self._masker.scanner.find(whole, self._masker.treatment)
         for item in found:
             if item.rule.hold == "block" and item.end == len(whole):
                 # Mask now and drop what follows, up to the end of the block.

@@ -1,13 +1,16 @@
-"""Masking one finished text, with both detectors: the keys in use, then the rules."""
+"""Treating one finished text, with both detectors: the keys in use, then the rules."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
+from proxy.egress.config import Place
 from proxy.egress.guard import KeyGuard
 
+from .actions import Blocked, Treatment
 from .json_walk import rewrite
+from .placeholders import VALUE_MAX
 from .scan import Finding, ScanFailed, Scanner
 
 LIVE_KEY = "live-key"
@@ -16,28 +19,46 @@ _PASSES = 6
 
 @dataclass(slots=True)
 class Tally:
-    """How many values were masked, by rule id; `live_keys` counts keys in use (an incident)."""
+    """How many values were found, by rule id; `live_keys` counts keys in use (an incident).
+
+    `actions`: the same by (class of rules, what was done), and what became of placeholders.
+    """
 
     rules: Counter[str] = field(default_factory=Counter)
     live_keys: int = 0
+    actions: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def as_record(self) -> dict[str, int]:
-        """Return the counts for the audit record."""
+        """Return the counts by rule for the audit record."""
         record = dict(sorted(self.rules.items()))
         if self.live_keys:
             record[LIVE_KEY] = self.live_keys
         return record
 
+    def as_actions(self) -> dict[str, dict[str, int]]:
+        """Return the counts by class and action for the audit record."""
+        record: dict[str, dict[str, int]] = {}
+        for (group, action), count in sorted(self.actions.items()):
+            record.setdefault(group, {})[action] = count
+        return record
+
 
 class Masker:
-    """Masks texts for one direction of one request and keeps the tally."""
+    """Treats the texts of one direction of one request and keeps the tally.
 
-    __slots__ = ("groups", "guard", "scanner", "tally")
+    `treatment` is the workload's, or the name of a preset. `sent`: the workload wrote the texts,
+    so that what is pseudonymised in them may be put back in answers to it.
+    """
 
-    def __init__(self, scanner: Scanner, guard: KeyGuard, redact: str) -> None:
+    __slots__ = ("guard", "scanner", "sent", "tally", "treatment")
+
+    def __init__(
+        self, scanner: Scanner, guard: KeyGuard, treatment: Treatment | str, *, sent: bool = False
+    ) -> None:
         self.scanner = scanner
         self.guard = guard
-        self.groups = scanner.book.classes[redact]
+        self.treatment = scanner.presets[treatment] if isinstance(treatment, str) else treatment
+        self.sent = sent
         self.tally = Tally()
 
     def text(self, text: str, before: str = "") -> str:
@@ -45,12 +66,13 @@ class Masker:
 
         `before` is what stands in front of it where it counts as context, such as the object key
         of a JSON value. A second call with the result changes nothing: masking is repeated until
-        it finds nothing more. Raises ScanFailed when that never happens.
+        it finds nothing more. Raises ScanFailed when that never happens, Blocked for a value of a
+        blocked kind.
         """
         text = self.keys(text)
         for _ in range(_PASSES):
             whole = before + text if before else text
-            found = self.scanner.find(whole, self.groups)
+            found = self.scanner.find(whole, self.treatment)
             masked = self.replace(whole, found, len(before)) if found else text
             if masked == text:
                 return text
@@ -72,14 +94,46 @@ class Masker:
         return text
 
     def replace(self, text: str, found: list[Finding], start: int = 0) -> str:
-        """Return `text` from `start` on with `found` masked, and count it."""
+        """Return `text` from `start` on with `found` treated, and count it. Raises Blocked."""
         parts = []
         at = start
         for item in found:
             if item.end <= start:
                 continue
             self.tally.rules[item.rule.id] += 1
-            parts += [text[at : max(at, item.start)], item.rule.placeholder]
+            value = text[item.start : item.end] if item.start >= start else ""
+            parts += [text[at : max(at, item.start)], self._stand_in(value, item)]
             at = item.end
         parts.append(text[at:])
         return "".join(parts)
+
+    def restore(self, text: str, place: Place, before: str = "") -> str:
+        """Return the masked `text` with the workload's own values put back, as its policy says.
+
+        `before` is what precedes `text` in the same place, as far as it is known.
+        """
+        kinds, pseudonyms = self.treatment.restored.get(place), self.treatment.pseudonyms
+        if not kinds or pseudonyms is None:
+            return text
+        text, restored, unknown = pseudonyms.restore(text, kinds, before)
+        if restored or unknown:
+            self.tally.actions["placeholder", "restored"] += restored
+            self.tally.actions["placeholder", "unknown"] += unknown
+        return text
+
+    def restores(self, place: Place) -> bool:
+        """True where `restore` may put something back."""
+        return place in self.treatment.restored and self.treatment.pseudonyms is not None
+
+    def _stand_in(self, value: str, item: Finding) -> str:
+        """Return what takes the place of `value`; it is empty where its beginning is gone."""
+        rule, action = item.rule, self.treatment.actions[item.rule.id]
+        pseudonyms = self.treatment.pseudonyms
+        if action == "pseudonymise" and (pseudonyms is None or not 0 < len(value) <= VALUE_MAX):
+            action = "mask"
+        self.tally.actions[rule.group, action] += 1
+        if action == "block":
+            raise Blocked(rule.id)
+        if action == "pseudonymise" and pseudonyms is not None:
+            return pseudonyms.stand_in(value, rule.id, sent=self.sent)
+        return rule.placeholder
