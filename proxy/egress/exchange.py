@@ -24,6 +24,7 @@ from .redaction.json_walk import JsonInvalid, JsonTooDeep, parse, rewrite
 from .redaction.scan import ScanFailed, Scanner
 from .redaction.stream import HoldBack
 from .redaction.text import Masker
+from .redaction.views import DecodeLimit
 from .sse import StreamInvalid
 from .upstream import Upstreams
 
@@ -132,6 +133,9 @@ class Exchange:
             refusal = error
         except AuditUnwritable:
             refusal = unrecorded()
+        except DecodeLimit as error:
+            status = 502 if self.admitted else None
+            refusal = Refusal(error.code, error.message, status=status)
         except ScanFailed:
             refusal = Refusal("scan_failed", "The scanner did not finish.")
         except Blocked as error:

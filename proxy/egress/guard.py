@@ -69,6 +69,17 @@ class KeyGuard:
                 text = text.replace(form, MASK)
         return text, found
 
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Return the range of every key in `text`; they may overlap."""
+        forms = {form for name in self._owners for form in _forms(self._ring, name)}
+        found = []
+        for form in forms:
+            at = text.find(form)
+            while at >= 0:
+                found.append((at, at + len(form)))
+                at = text.find(form, at + 1)
+        return found
+
     def suspects(self, text: str) -> bool:
         """False: no form of any key is in `text`."""
         return self._fragments is not None and bool(self._fragments.find_matches_as_indexes(text))

@@ -1,34 +1,40 @@
-"""One pass of hyperscan over a text, then a close look only where it pointed."""
+"""One pass of hyperscan over each view of a text, then a close look only where it pointed."""
 
 from __future__ import annotations
 
+import re
+import string
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import hyperscan
 
-from proxy.errors import ProxyError
-
+from . import encodings
 from .actions import Treatment, treat
 from .checks import entropy, monotonous, ours
 from .rules import Rule, RuleBook, RulesInvalid
+from .views import Gates, View, Work, cleaned, unfolded
+from .views import ScanFailed as ScanFailed  # named with the scanner by those who catch it
 
 WINDOW = 400  # characters looked at on both sides of a hit
+REACH = 16_384  # how far back the beginning of a very long token is looked for
 NEAR = 60  # how far before a match its keyword may stand
 SHORTEST = 8
+# A repeat that begins or ends a pattern: its least length finds the same places, with fewer ends.
+_LEADING = re.compile(r"\A(\[(?:[^\]\\]|\\.)+\])\{(\d+),\d*\}")
+_TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
+_TRAILING = re.compile(r"(?<=[^\\]\])\{(\d+),\d*\}\Z")
 
 
-class ScanFailed(ProxyError):  # reads as a sentence where it is raised
-    """The scanner could not do its work; nothing that it was given may pass."""
-
-    code = "scan_failed"
+Hit = tuple[int, int]
 
 
 class Finding(NamedTuple):
-    """`text[start:end]` is a secret of the kind `rule`."""
+    """`text[start:end]` is a secret of the kind `rule`, or without one a key in use."""
 
     start: int
     end: int
-    rule: Rule
+    rule: Rule | None
 
 
 class Scanner:
@@ -41,12 +47,17 @@ class Scanner:
     def __init__(self, book: RuleBook) -> None:
         self.book = book
         self._database = hyperscan.Database()
-        flags = [hyperscan.HS_FLAG_CASELESS if rule.caseless else 0 for rule in book.rules]
+        rules = book.rules
+        patterns = [_shortened(rule.pattern) for rule in rules] + [
+            gate for gate, _ in encodings.GATES
+        ]
+        flags = [hyperscan.HS_FLAG_CASELESS if rule.caseless else 0 for rule in rules]
+        flags += [hyperscan.HS_FLAG_SINGLEMATCH if once else 0 for _, once in encodings.GATES]
         try:
             self._database.compile(
-                expressions=[rule.pattern.encode("ascii") for rule in book.rules],
-                ids=list(range(len(book.rules))),
-                elements=len(book.rules),
+                expressions=[pattern.encode("ascii") for pattern in patterns],
+                ids=list(range(len(patterns))),
+                elements=len(patterns),
                 flags=flags,
             )
         except (hyperscan.error, UnicodeEncodeError) as error:
@@ -57,25 +68,51 @@ class Scanner:
     def find(self, text: str, treatment: Treatment) -> list[Finding]:
         """Return what `text` holds that `treatment` does not allow, in order, without overlap.
 
-        The workload's own placeholders are passed over. Raises ScanFailed.
+        Encoded values are found too, as the range that their code takes. The workload's own
+        placeholders are passed over. Raises ScanFailed and DecodeLimit.
         """
-        if len(text) < SHORTEST:
-            return []
-        data = text.encode("utf-8", "surrogatepass")
-        hits = self._hits(data)
-        if not hits:
-            return []
+        found: list[Finding] = []
+        for view, hits in self.views(text, Work()):
+            if hits:
+                found += self.confirm(view, hits, treatment)
+        return disjoint(found, treatment) if found else found
+
+    def likely(self, view: View, hits: list[Hit]) -> bool:
+        """True if one of `hits` in `view` needs a closer look: its keyword stands near it."""
+        return any(_near(self.book.rules[number], view.text, end) for number, end in hits)
+
+    def views(self, text: str, work: Work) -> Iterator[tuple[View, list[Hit]]]:
+        """Yield every view of `text`, and where rules may match in it. Raises ScanFailed."""
+        view: View | None = View(text) if len(text) >= SHORTEST else None
+        while view is not None:
+            hits, gates = self._scan(view.text)
+            yield view, hits
+            if encodings.FORM in gates:
+                # In a form's data a plus is a space (WHATWG URL, section 5.1); elsewhere it is not.
+                spaced = View(view.text.replace("+", " "), view)
+                hits, inside = self._scan(spaced.text)
+                yield spaced, hits
+                if plain := cleaned(spaced, inside, work):
+                    yield plain, self._scan(plain.text)[0]
+            view = unfolded(view, gates, work)
+
+    def confirm(self, view: View, hits: list[Hit], treatment: Treatment) -> list[Finding]:
+        """Return what of `hits` is a secret, as ranges of the text itself; they may overlap."""
+        text = view.text
         windows: dict[int, list[list[int]]] = {}
-        for number, end in hits:
-            if treatment.actions[self.book.rules[number].id] == "allow":
+        for number, at in hits:
+            rule = self.book.rules[number]
+            if treatment.actions[rule.id] == "allow":
                 continue
-            # Bytes never undercount characters, so this window is wide enough for any text.
-            at = end if len(data) == len(text) else len(data[:end].decode("utf-8", "ignore"))
             spans = windows.setdefault(number, [])
-            if spans and at - WINDOW <= spans[-1][1]:
+            start = max(0, at - WINDOW)
+            if ",}" in rule.pattern:  # as long as it likes: back to where the token begins
+                low = max(0, start - REACH)
+                start = low + len(text[low:start].rstrip(_TOKEN))
+            if spans and start <= spans[-1][1]:
                 spans[-1][1] = max(spans[-1][1], at + WINDOW)
             else:
-                spans.append([max(0, at - WINDOW), at + WINDOW])
+                spans.append([start, at + WINDOW])
         found: list[Finding] = []
         for number, spans in sorted(windows.items()):  # of equals, the first rule names it
             rule = self.book.rules[number]
@@ -83,30 +120,68 @@ class Scanner:
                 found += _confirmed(rule, text, start, len(text) if rule.hold == "block" else end)
         if found and treatment.pseudonyms:
             found = _not_ours(found, list(treatment.pseudonyms.spans(text)))
-        return _disjoint(found, treatment)
+        if view.parent is None:
+            return found
+        return [Finding(*view.span(item.start, item.end), item.rule) for item in found]
 
-    def suspects(self, text: str) -> bool:
-        """False: no rule can find anything in `text` or in a part of it. Raises ScanFailed."""
-        return bool(self._hits(text.encode("utf-8", "surrogatepass")))
-
-    def _hits(self, data: bytes) -> list[tuple[int, int]]:
-        """Return (number of the rule, end in bytes) of every match."""
-        hits: list[tuple[int, int]] = []
+    def _scan(self, text: str) -> tuple[list[Hit], Gates]:
+        """Return (number of the rule, end of the match) of every match, and the open gates."""
+        data = text.encode("utf-8", "surrogatepass")
+        raw: list[Hit] = []
         try:
-            self._database.scan(data, match_event_handler=_collect, context=hits)
+            self._database.scan(data, match_event_handler=_collect, context=raw)
         except hyperscan.error as error:
             raise ScanFailed(f"hyperscan: {type(error).__name__}.") from None
-        return hits
+        gates: Gates = {}
+        if not raw:
+            return raw, gates
+        if len(data) != len(text):
+            raw = _in_characters(data, raw)
+        rules = len(self.book.rules)
+        hits = []
+        for hit in raw:
+            if hit[0] < rules:
+                hits.append(hit)
+            else:
+                gates.setdefault(hit[0] - rules, []).append(hit[1])
+        return hits, gates
+
+
+def _shortened(pattern: str) -> str:
+    return _TRAILING.sub(r"{\1}", _LEADING.sub(r"\1{\2}", pattern))
+
+
+def _near(rule: Rule, text: str, end: int) -> bool:
+    if not rule.keywords or rule.hold == "block":
+        return True
+    near = text[max(0, end - WINDOW - NEAR) : end + WINDOW].lower()
+    return any(word in near for word in rule.keywords)
+
+
+def _in_characters(data: bytes, hits: list[Hit]) -> list[Hit]:
+    """Turn ends in bytes into ends in characters, going through `data` once."""
+    out = []
+    at = characters = 0
+    for number, end in sorted(hits, key=lambda hit: hit[1]):
+        while end < len(data) and data[end] & 0xC0 == 0x80:
+            end -= 1  # an expression may end inside a character
+        characters += len(data[at:end].decode("utf-8", "surrogatepass"))
+        out.append((number, characters))
+        at = end
+    return out
 
 
 def _collect(number: int, _start: int, end: int, _flags: int, hits: object) -> None:
-    cast("list[tuple[int, int]]", hits).append((number, end))
+    cast("list[Hit]", hits).append((number, end))
 
 
 def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
     found = []
     group = "secret" if "secret" in rule.confirm.groupindex else 0
     while match := rule.confirm.search(text, start, end):
+        while match.end() >= end < len(text):  # cut off by the window, not by itself
+            end += REACH
+            match = rule.confirm.match(text, match.start(), end) or match
         start = match.end()
         if rule.keywords:
             near = text[max(0, match.start() - NEAR) : match.end()].lower()
@@ -140,7 +215,7 @@ def _not_ours(found: list[Finding], spans: list[tuple[int, int]]) -> list[Findin
     ]
 
 
-def _disjoint(found: list[Finding], treatment: Treatment) -> list[Finding]:
+def disjoint(found: list[Finding], treatment: Treatment) -> list[Finding]:
     """Merge what overlaps; the stricter action decides, then the more telling kind names it."""
     found.sort(key=lambda item: (item.start, -item.end))
     merged: list[Finding] = []
@@ -148,7 +223,9 @@ def _disjoint(found: list[Finding], treatment: Treatment) -> list[Finding]:
         if merged and item.start < merged[-1].end:
             last = merged[-1]
             rule = last.rule
-            if treatment.stricter(item.rule.id, rule.id) or (
+            if rule is None or item.rule is None:
+                rule = None
+            elif treatment.stricter(item.rule.id, rule.id) or (
                 rule.generic
                 and not item.rule.generic
                 and not treatment.stricter(rule.id, item.rule.id)

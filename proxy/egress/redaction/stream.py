@@ -12,6 +12,7 @@ import re
 from .rules import Rule, RuleBook
 from .scan import Finding
 from .text import Masker
+from .views import Work
 
 CAP = 320
 _LEFT = 64  # released text kept as context for borders and keywords
@@ -128,7 +129,7 @@ class Channel:
         left = len(self._left)
         whole = self._left + text
         if final:
-            found = self._masker.scanner.find(whole, self._masker.treatment)
+            found = self._masker.find(whole, Work())
             return self._release(whole, found, left, len(whole))
         point, rule = self._hold.start(whole, left, self._masker.treatment.groups)
         furthest = left + len(known)
@@ -136,9 +137,9 @@ class Channel:
         if point <= left and len(text) <= CAP and "-----" not in text:
             self._held = text
             return ""
-        found = self._masker.scanner.find(whole, self._masker.treatment)
+        found = self._masker.find(whole, Work())
         for item in found:
-            if item.rule.hold == "block" and item.end == len(whole):
+            if item.rule and item.rule.hold == "block" and item.end == len(whole):
                 # Mask now and drop what follows, up to the end of the block.
                 self._swallow = item.rule
                 self._swallowed = whole[item.start :]

@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from proxy.egress.config import Place
-from proxy.egress.guard import KeyGuard
+from proxy.egress.guard import MASK, KeyGuard
 
 from .actions import Blocked, Treatment
 from .json_walk import rewrite
 from .placeholders import VALUE_MAX
-from .scan import Finding, ScanFailed, Scanner
+from .scan import Finding, ScanFailed, Scanner, disjoint
+from .views import Work
 
 LIVE_KEY = "live-key"
 _PASSES = 6
@@ -50,7 +51,7 @@ class Masker:
     so that what is pseudonymised in them may be put back in answers to it.
     """
 
-    __slots__ = ("guard", "scanner", "sent", "tally", "treatment")
+    __slots__ = ("guard", "scanner", "sent", "tally", "treatment", "work")
 
     def __init__(
         self, scanner: Scanner, guard: KeyGuard, treatment: Treatment | str, *, sent: bool = False
@@ -60,19 +61,20 @@ class Masker:
         self.treatment = scanner.presets[treatment] if isinstance(treatment, str) else treatment
         self.sent = sent
         self.tally = Tally()
+        self.work = Work()
 
     def text(self, text: str, before: str = "") -> str:
         """Return `text` masked; the same object when there was nothing.
 
         `before` is what stands in front of it where it counts as context, such as the object key
         of a JSON value. A second call with the result changes nothing: masking is repeated until
-        it finds nothing more. Raises ScanFailed when that never happens, Blocked for a value of a
-        blocked kind.
+        it finds nothing more. Raises ScanFailed when that never happens, DecodeLimit when too much
+        of the request's text is encoded, Blocked for a value of a blocked kind.
         """
         text = self.keys(text)
         for _ in range(_PASSES):
             whole = before + text if before else text
-            found = self.scanner.find(whole, self.treatment)
+            found = self.find(whole, self.work)
             masked = self.replace(whole, found, len(before)) if found else text
             if masked == text:
                 return text
@@ -83,9 +85,31 @@ class Masker:
         """Return the valid JSON document `text` with all its strings masked."""
         return rewrite(text, self.text, self.suspects)
 
+    def find(self, text: str, work: Work) -> list[Finding]:
+        """Return what either detector finds in any view of `text`; a key in use has no rule.
+
+        Keys that stand in clear are left to `keys`. Raises ScanFailed and DecodeLimit.
+        """
+        found: list[Finding] = []
+        for view, hits in self.scanner.views(text, work):
+            if view.parent is not None and self.guard.suspects(view.text):
+                for start, end in self.guard.find(view.text):
+                    found.append(Finding(*view.span(start, end), None))
+            if hits:
+                found += self.scanner.confirm(view, hits, self.treatment)
+        return disjoint(found, self.treatment) if found else found
+
     def suspects(self, text: str) -> bool:
-        """False: neither detector can find anything in `text`. Raises ScanFailed."""
-        return self.guard.suspects(text) or self.scanner.suspects(text)
+        """False: neither detector can find anything in `text`, however it is read.
+
+        Raises ScanFailed and DecodeLimit.
+        """
+        if self.guard.suspects(text):
+            return True
+        for view, hits in self.scanner.views(text, self.work):
+            if self.scanner.likely(view, hits) or (view.parent and self.guard.suspects(view.text)):
+                return True
+        return False
 
     def keys(self, text: str) -> str:
         """Mask only the keys in use."""
@@ -100,7 +124,6 @@ class Masker:
         for item in found:
             if item.end <= start:
                 continue
-            self.tally.rules[item.rule.id] += 1
             value = text[item.start : item.end] if item.start >= start else ""
             parts += [text[at : max(at, item.start)], self._stand_in(value, item)]
             at = item.end
@@ -127,7 +150,11 @@ class Masker:
 
     def _stand_in(self, value: str, item: Finding) -> str:
         """Return what takes the place of `value`; it is empty where its beginning is gone."""
+        if item.rule is None:
+            self.tally.live_keys += 1
+            return MASK
         rule, action = item.rule, self.treatment.actions[item.rule.id]
+        self.tally.rules[rule.id] += 1
         pseudonyms = self.treatment.pseudonyms
         if action == "pseudonymise" and (pseudonyms is None or not 0 < len(value) <= VALUE_MAX):
             action = "mask"

@@ -1,0 +1,113 @@
+"""Secrets written so that a plain search misses them, and texts that only look like secrets."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from proxy.egress.guard import KeyGuard
+from proxy.egress.keys import KeyRing
+from proxy.egress.redaction import rules
+from proxy.egress.redaction.scan import Scanner
+from proxy.egress.redaction.stream import HoldBack
+from proxy.egress.redaction.text import Masker
+
+from .evasions import EVASIONS
+from .samples import IN_CONTEXT, SECRETS, draw
+
+BOOK = rules.load()
+SCANNER = Scanner(BOOK)
+HOLD = HoldBack(BOOK)
+GUARD = KeyGuard(KeyRing())
+RECALL = 0.95
+# What is written in another form, and what must be gone afterwards.
+CASES = [(secret, secret) for secret in SECRETS.values()] + [
+    (context.format(secret), secret) for _, context, secret in IN_CONTEXT
+]
+
+
+def finished(text: str) -> str:
+    return Masker(SCANNER, GUARD, "standard").text(text)
+
+
+def in_a_document(text: str) -> str:
+    document = {"messages": [{"role": "user", "content": text}], "model": "m"}
+    masked = Masker(SCANNER, GUARD, "standard").document(json.dumps(document))
+    content = json.loads(masked)["messages"][0]["content"]
+    assert isinstance(content, str)
+    return content
+
+
+def in_json_in_json(text: str) -> str:
+    arguments = json.dumps({"body": text})
+    masked = Masker(SCANNER, GUARD, "standard").document(json.dumps({"arguments": arguments}))
+    inner = json.loads(masked)["arguments"]
+    assert isinstance(inner, str)
+    return inner
+
+
+WAYS: dict[str, Callable[[str], str]] = {
+    "finished": finished,
+    "document": in_a_document,
+    "json in json": in_json_in_json,
+}
+
+
+def test_there_are_enough_kinds_for_a_recall() -> None:
+    assert len(CASES) >= 20
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("evasion", EVASIONS)
+def test_a_disguised_secret_is_masked(evasion: str, way: str) -> None:
+    disguise = EVASIONS[evasion]
+    missed = []
+    for text, secret in CASES:
+        whole = f"see {disguise(text)} now"
+        masked = WAYS[way](whole)
+        if "[REDACTED:" not in masked or secret in masked or disguise(secret) in masked:
+            missed.append(text[:12])
+        assert masked.startswith(("see ", '{"body": "see ')) and masked.rstrip('"}').endswith("now")
+    assert len(missed) <= (1 - RECALL) * len(CASES), missed
+    harmless = f"see {disguise('Plain words, which nobody would ever want to hide')} now"
+    assert finished(harmless) == harmless, "the control: the disguise itself is no secret"
+
+
+ORDINARY = {
+    "git SHA": "commit 3f786850e387550fdab836ed7e6dc881de23001b\nMerge: 89e6c98 2b66fd2",
+    "UUID": f"id {uuid.UUID(int=0x123E4567E89B12D3A456426614174000)} and request 7f000001",
+    "trace id": "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "integrity": "sha512-" + base64.b64encode(hashlib.sha512(b"x").digest()).decode(),
+    "digest": "sha256:" + hashlib.sha256(b"layer").hexdigest(),
+    "example keys": "AKIAIOSFODNN7EXAMPLE and api_key=<your-api-key> token=${TOKEN}",
+    "image": "data:image/png;base64,iVBORw0KGgo"
+    + base64.b64encode(hashlib.shake_128(b"pixels").digest(60_000)).decode(),
+    "base64 of words": base64.b64encode(b"The quick brown fox jumps over the lazy dog.").decode(),
+    "minified script": 'var e=t=>{const n=a*b*c;return`${n}\\x41`},r="\\u0041\\n";e(r)&&f||g' * 9,
+    "URL": "https://example.org/a%20b/c?q=caf%C3%A9&x=20&y=%2Fetc#frag",
+    "Markdown": "**Bold** and `code`, *so* and ~~not~~, a*b*c, snake_case, __init__",
+    "other scripts": "Привет, мир! Καλημέρα. 漢字かな交じり文。 Grüße, naïve façade — “quoted” 😀",
+    "already masked": "key [REDACTED:openai-key] and [REDACTED:live-key].",
+    "order numbers": "order 4111111111111112, invoice 5500000000000005, item 12345678901234",
+    "dates and times": "2026-11-23T10:30:00+01:00, 23.11.2026, 1699999999, 10:30-12:45",
+    "versions": "version 1.2.3-rc4+build.567, numpy==1.26.4, linux-6.1.0-13-amd64",
+    "Windows path": "C:\\Users\\name\\new\\token\\u0041.txt and \\\\server\\share",
+    "ANSI": "\x1b[1;32mPASS\x1b[0m tests/test_x.py",
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_text_passes_byte_for_byte(name: str) -> None:
+    text = ORDINARY[name]
+    assert finished(text) == text
+    assert finished(f"{text} {SECRETS['github-token']}") == f"{text} [REDACTED:github-token]"
+
+
+def test_the_placeholder_does_not_tell_the_length() -> None:
+    masked = {finished(f"key sk-{draw(size)} end") for size in (24, 48, 90)}
+    assert masked == {"key [REDACTED:openai-key] end"}
