@@ -11,6 +11,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 from proxy.errors import ConfigError
 
+from .budget import UNITS, WINDOWS, Budget
+from .usage import Price
+
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 _PLACEHOLDER = re.compile(r"anchorhold-placeholder-[0-9a-f]{32}")
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
@@ -45,6 +48,7 @@ class Grant:
     rule: str
     line: int
     redact: str
+    price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Workload:
     concurrent: int
     timeout: float
     redact: tuple[Redaction, ...] = ()
+    budgets: tuple[Budget, ...] = ()
 
     def rule(self, grant: Grant | None) -> dict[str, object] | None:
         """Return the audit record's `rule` object, None where no rule decided."""
@@ -86,11 +91,15 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything the proxy is told at launch. `ca_file` holds the trust anchors for TLS."""
+    """Everything the proxy is told at launch. `ca_file` holds the trust anchors for TLS.
+
+    `state` is the directory that outlives the process, None where it has none.
+    """
 
     upstreams: dict[str, Upstream]
     workloads: dict[str, Workload]
     ca_file: str = CA_FILE
+    state: str | None = None
 
 
 def parse(data: bytes, redact_classes: frozenset[str]) -> Config:
@@ -99,7 +108,7 @@ def parse(data: bytes, redact_classes: frozenset[str]) -> Config:
         document = json.loads(data)
     except ValueError as error:
         raise ConfigError(f"The configuration is not JSON: {error}.") from None
-    top = _fields(document, "", {"upstreams", "workloads"}, {"ca_file"})
+    top = _fields(document, "", {"upstreams", "workloads"}, {"ca_file", "state"})
     upstreams = _each(top["upstreams"], "upstreams", _upstream)
     workloads = _each(top["workloads"], "workloads", _workload)
     for workload in workloads.values():
@@ -114,7 +123,10 @@ def parse(data: bytes, redact_classes: frozenset[str]) -> Config:
     if len(set(placeholders)) != len(placeholders):
         raise ConfigError("workloads: two workloads share one placeholder.")
     ca_file = top.get("ca_file", CA_FILE)
-    return Config(upstreams, workloads, _is(ca_file, str, "ca_file"))
+    state = top.get("state")
+    if state is not None:
+        _is(state, str, "state")
+    return Config(upstreams, workloads, _is(ca_file, str, "ca_file"), state)
 
 
 def _upstream(name: str, value: object, at: str) -> Upstream:
@@ -143,7 +155,7 @@ def _upstream(name: str, value: object, at: str) -> Upstream:
 
 def _workload(name: str, value: object, at: str) -> Workload:
     needed = {"placeholder", "digest", "file", "models", "body_max", "concurrent", "timeout"}
-    field = _fields(value, at, needed, {"redact"})
+    field = _fields(value, at, needed, {"redact", "budgets"})
     grants: dict[str, Grant] = {}
     for index, item in enumerate(_is(field["models"], list, f"{at}.models")):
         grant = _grant(item, f"{at}.models[{index}]")
@@ -166,17 +178,61 @@ def _workload(name: str, value: object, at: str) -> Workload:
             _redaction(item, f"{at}.redact[{index}]")
             for index, item in enumerate(_is(field.get("redact", []), list, f"{at}.redact"))
         ),
+        budgets=_budgets(field.get("budgets", []), f"{at}.budgets", grants),
     )
 
 
+def _budgets(value: object, at: str, grants: dict[str, Grant]) -> tuple[Budget, ...]:
+    items: list[object] = _is(value, list, at)
+    found = tuple(_budget(item, f"{at}[{number}]") for number, item in enumerate(items))
+    for number, budget in enumerate(found):
+        where = f"{at}[{number}]"
+        if unknown := budget.models - grants.keys():
+            raise ConfigError(f"{where}: no model is called {min(unknown)}.")
+        for grant in grants.values():
+            counted = budget.unit == "money" and budget.covers(grant.name)
+            if counted and (grant.price is None or grant.price.currency != budget.currency):
+                raise ConfigError(f"{where}: {grant.name} has no price in {budget.currency}.")
+    if len({(budget.id, budget.unit) for budget in found}) != len(found):
+        raise ConfigError(f"{at}: two budgets of one id count the same unit.")
+    return found
+
+
+def _budget(value: object, at: str) -> Budget:
+    needed = {"id", "line", "unit", "limit", "window", "models", "currency"}
+    field = _fields(value, at, needed)
+    for name, known in (("unit", UNITS), ("window", WINDOWS)):
+        if field[name] not in known:
+            raise ConfigError(f"{at}.{name} is one of {', '.join(known)}.")
+    models: list[Any] = _is(field["models"], list, f"{at}.models")
+    return Budget(
+        id=_is(field["id"], str, f"{at}.id"),
+        line=_between(field["line"], 1, 1_000_000, f"{at}.line"),
+        unit=field["unit"],
+        limit=_between(field["limit"], 0, 1 << 62, f"{at}.limit"),
+        window=field["window"],
+        models=frozenset(_is(name, str, f"{at}.models") for name in models),
+        currency=_is(field["currency"], str, f"{at}.currency"),
+    )
+
+
+def _price(value: object, at: str) -> Price:
+    kinds = ("input", "output", "cached", "cache_write")
+    field = _fields(value, at, {"currency", *kinds})
+    numbers = {kind: _between(field[kind], 0, 1 << 40, f"{at}.{kind}") for kind in kinds}
+    return Price(currency=_is(field["currency"], str, f"{at}.currency"), **numbers)
+
+
 def _grant(value: object, at: str) -> Grant:
-    field = _fields(value, at, {"name", "upstream", "rule", "line", "redact"})
+    field = _fields(value, at, {"name", "upstream", "rule", "line", "redact"}, {"price"})
+    price = field.get("price")
     return Grant(
         name=_is(field["name"], str, f"{at}.name"),
         upstream=_is(field["upstream"], str, f"{at}.upstream"),
         rule=_is(field["rule"], str, f"{at}.rule"),
         line=_between(field["line"], 1, 1_000_000, f"{at}.line"),
         redact=_is(field["redact"], str, f"{at}.redact"),
+        price=None if price is None else _price(price, f"{at}.price"),
     )
 
 

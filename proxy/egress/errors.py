@@ -34,6 +34,10 @@ CODES: dict[str, Kind] = {
     "invalid_json": Kind(400, _REQUEST, "Send one JSON object without duplicate keys."),
     "logprobs_not_allowed": Kind(400, _REQUEST, "Leave out logprobs and top_logprobs."),
     "too_many_requests": Kind(429, "rate_limit_error", "Wait for a request of yours to end."),
+    "budget_exceeded": Kind(429, "rate_limit_error", "Wait, or have the policy's budget raised."),
+    "budget_unavailable": Kind(
+        503, _OURS, "Free space in the proxy's state directory, or put its damaged book aside."
+    ),
     "vault_locked": Kind(503, _OURS, "Unlock the vault; see anchorhold status."),
     "credential_absent": Kind(503, _OURS, "Add the key with anchorhold keys add."),
     "audit_unwritable": Kind(503, _OURS, "Free space on the volume that holds the audit log."),
@@ -56,11 +60,17 @@ class Refusal(ProxyError):
     """A request ends here. `message` names no value from the request, only names and places.
 
     `rule` is set where a policy rule decided; `status` differs from the table's only for
-    upstream_error, which repeats the upstream's own.
+    upstream_error, which repeats the upstream's own. `retry_after` is in seconds.
     """
 
     def __init__(
-        self, code: str, message: str, *, status: int | None = None, by_rule: bool = False
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        by_rule: bool = False,
+        retry_after: int | None = None,
     ) -> None:
         kind = CODES[code]
         super().__init__(message, fix=kind.fix)
@@ -68,6 +78,7 @@ class Refusal(ProxyError):
         self.type = kind.type
         self.status = status or kind.status
         self.by_rule = by_rule
+        self.retry_after = retry_after
 
     def body(self) -> bytes:
         """Return the error as OpenAI-shaped JSON."""

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from proxy.audit import AuditLog, AuditUnwritable
 
 from . import authorize, reply
+from .budget import OUTPUT_DEFAULT, Budgets, Reservation
 from .config import Config, Grant, Upstream, Workload
 from .errors import Refusal, unrecorded
 from .guard import KeyGuard
@@ -27,10 +28,16 @@ from .redaction.text import Masker
 from .redaction.views import DecodeLimit
 from .sse import StreamInvalid
 from .upstream import Upstreams
+from .usage import output_bound, with_output_bound
 
 BODY_TIME = 30.0
 _WATCH_AFTER = 0.05
 _MARK = "anchorhold-placeholder-"
+_OUTPUT_BOUND = "max_tokens"
+# Ends for which no upstream asks money: nothing was sent, or it refused.
+_NOT_BILLED = frozenset(
+    {"upstream_unreachable", "upstream_error", "credential_absent", "audit_unwritable"}
+)
 _REQUEST_ID = re.compile(rb"[0-9a-f]{16}")
 
 
@@ -47,6 +54,7 @@ class Services:
     audit: AuditLog
     placeholders: tuple[str, ...]
     treatments: dict[str, Treatments]  # by workload
+    budgets: Budgets
 
 
 class ClientGone(Exception):
@@ -114,6 +122,7 @@ class Exchange:
         self.size_in = self.size_out = 0
         self.header_keys = 0
         self.usage: dict[str, Any] | None = None
+        self.reservation: Reservation | None = None
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Answer the request. Raises nothing but cancellation by the server's own end."""
@@ -180,6 +189,7 @@ class Exchange:
 
         masked = rewrite(text, mask, lambda all_: _MARK in all_ or outgoing.suspects(all_))
         upstream = services.config.upstreams[self.grant.upstream]
+        masked = self._reserve(self.grant, document, masked)
         self.record("admission", "allowed", None)
         self.admitted = True
         await self._forward(upstream, masked.encode("utf-8"), incoming, receive, send)
@@ -206,6 +216,21 @@ class Exchange:
             raise
         finally:
             watch.end()
+
+    def _reserve(self, grant: Grant, document: dict[str, Any], masked: str) -> str:
+        """Take from the budgets what the request may use; return it with a bound on its output."""
+        budgets, bound = self.services.budgets, None
+        if budgets.bounds_output(self.workload, grant.name):
+            try:
+                bound = output_bound(document)
+            except ValueError as error:
+                message = f"There is a budget, and {error} is not a whole number."
+                raise Refusal("invalid_json", message) from None
+            if bound is None:
+                masked = with_output_bound(masked, _OUTPUT_BOUND, OUTPUT_DEFAULT)
+        size = len(masked.encode("utf-8"))
+        self.reservation = budgets.reserve(self.workload, grant, size=size, output=bound)
+        return masked
 
     def finish(self) -> None:
         """Write the outcome's record; called before the last byte of the answer is sent."""
@@ -273,6 +298,7 @@ class Exchange:
         if self.grant is not None:
             fields |= {"model": self.grant.name, "upstream": self.grant.upstream}
         if event == "completion":
+            fields |= self._settled(verdict, reason)
             fields |= {
                 "status": self.status or None,
                 "stream": self.stream,
@@ -295,6 +321,24 @@ class Exchange:
             **fields,
         )
         self.services.audit.settle_soon()  # waiting would cost each call a disk's latency
+
+    def _settled(self, verdict: str, reason: str | None) -> dict[str, object]:
+        """Settle the reservation; return the record's `cost` and what is left of the budgets.
+
+        What broke off before its end may have been billed in full: then the reservation stands.
+        """
+        taken = self.reservation
+        if taken is None:
+            return {}
+        if reason in _NOT_BILLED:
+            taken.cancel()
+        else:
+            taken.settle(self.usage if verdict == "allowed" else None)
+        record = taken.as_record()
+        if taken.held:
+            with contextlib.suppress(Refusal):
+                record["budgets"] = self.services.budgets.state(self.workload.id)
+        return record
 
     def _redacted(self) -> dict[str, dict[str, int]]:
         sides = {"request": self.outgoing, "response": self.incoming}

@@ -79,6 +79,8 @@ async def send_refusal(
     headers = [(b"x-request-id", request.encode("ascii"))]
     if refusal.code in ("body_too_large", "body_slow"):
         headers.append((b"connection", b"close"))
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", str(refusal.retry_after).encode("ascii")))
     await _send(send, refusal.status, headers, b"application/json", refusal.body())
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 from uvicorn.server import ServerState
@@ -16,8 +17,10 @@ from proxy.audit import AuditLog, AuditUnwritable
 from proxy.dial import Broker
 from proxy.errors import BrokerLost, ProxyError
 
+from .budget import Budgets
 from .config import Config
 from .control import Answer, Control, ControlError
+from .errors import Refusal
 from .exchange import Services, place
 from .guard import KeyGuard
 from .keys import KeyRing
@@ -55,6 +58,9 @@ class EgressServer:
                 name: Treatments(scanner.book, f"workloads.{name}", workload.redact)
                 for name, workload in config.workloads.items()
             },
+            budgets=Budgets(
+                Path(config.state) if config.state else None, config.workloads.values()
+            ),
         )
         self._control = Control(socket.socket(fileno=fds["control"]), self._handle, self.stop)
         self._stopping = asyncio.Event()
@@ -71,6 +77,7 @@ class EgressServer:
         loop.set_exception_handler(self._unexpected)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        self._tell_budgets()
         self._control.start()
         self._broker.watch(self._lose_broker)
         await self._stopping.wait()
@@ -199,6 +206,13 @@ class EgressServer:
         detail = f"{kind} at {place(error)}" if error else kind
         self._note(event="defect", verdict="failed", reason="internal_error", detail=detail)
 
+    def _tell_budgets(self) -> None:
+        """One record of every budget at the start: what `anchorhold budget` goes back to."""
+        try:
+            self._note(event="budgets", verdict="allowed", budgets=self._services.budgets.state())
+        except Refusal as refusal:
+            self._note(event="budgets", verdict="failed", reason=refusal.code)
+
     def _note(self, **record: object) -> None:
         with contextlib.suppress(AuditUnwritable):  # no request depends on these records
             self._audit.write(hop="egress", **record)
@@ -219,6 +233,7 @@ class EgressServer:
         for pump in self._pumps:
             pump.close()
         self._control.close()
+        self._services.budgets.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await self._services.upstreams.close()
