@@ -14,6 +14,7 @@ from sandbox.addresses import parse_network
 from supervisor.policy.document import Document, Table, parse_document, read_document
 from supervisor.policy.errors import PolicyErrors
 from supervisor.policy.parse import RULE_ID, WORKLOAD
+from supervisor.policy.pricing import MONEY, Listed, price
 
 SCHEMA = "anchorhold.host/1"
 GUARANTEES = (
@@ -21,7 +22,7 @@ GUARANTEES = (
     "probes", "seccomp", "userns", "mdwe", "device-filter", "secret-memory", "software-tpm",
     "file-key", "pin-rate-limit", "disk:quota",
 )  # fmt: skip
-_TABLES, _ARRAYS = ("paths", "ids", "tpm", "gateway", "probes"), ("waive", "upstream")
+_TABLES, _ARRAYS = ("paths", "ids", "tpm", "gateway", "probes"), ("waive", "upstream", "price")
 _PATH = r"(/[A-Za-z0-9._+@-]+)+"
 _HOST = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]+\]"
 _ADDRESS = r"(([0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:]+\]):[0-9]{1,5}"
@@ -99,6 +100,7 @@ class Host:
     origins: tuple[str, ...]
     denials: bool
     upstreams: tuple[Upstream, ...]
+    prices: tuple[Listed, ...] = ()
 
     def waived(self, today: date) -> frozenset[str]:
         """The guarantees given up and not expired."""
@@ -136,6 +138,7 @@ def _host(document: Document) -> Host:
         *_gateway(_need(document, "gateway")),
         _denials(document.one("probes")),
         tuple(_upstream(table) for table in document.many("upstream")),
+        tuple(_price(table) for table in document.many("price")),
     )
     for array, key in (("waive", "guarantee"), ("upstream", "name")):
         _unique(document, array, key)
@@ -245,6 +248,22 @@ def _upstream(table: Table) -> Upstream:
     )
     table.finish()
     return upstream
+
+
+def _price(table: Table) -> Listed:
+    """What models cost at an upstream, per million tokens; goes before our own tables."""
+    upstream = table.string("upstream", RULE_ID, what="the name of an [[upstream]]")
+    models = table.strings(
+        "models", r"[A-Za-z0-9][A-Za-z0-9._:/-]*\*?", what="a name, or its start"
+    )
+    currency = table.string("currency", r"[A-Z]{3}", what='a currency such as "USD"')
+    amounts = {"input": "0", "output": "0"}
+    for kind in ("input", "output", "cached", "cache_write"):
+        needed = None if kind in amounts else ""
+        if amount := table.string(kind, MONEY.pattern, needed, 'an amount such as "0.15"'):
+            amounts[kind] = amount
+    table.finish()
+    return Listed((upstream,), models, price(currency, amounts))
 
 
 def _unique(document: Document, array: str, key: str) -> None:

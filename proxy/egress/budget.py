@@ -1,7 +1,7 @@
 """Budgets: requests, tokens and money per workload and model, reserved before a byte leaves.
 
-A request reserves the most that it can cost: as many input tokens as its body has bytes (a tokeniser
-of bytes never makes more tokens than bytes, and the JSON round a message is longer than what a
+A request reserves the most that it can cost: as many input tokens as its body has bytes (no
+tokeniser of bytes makes more tokens than bytes, and the JSON round a message is longer than what a
 chat template adds to it), the output tokens that it asks for, and their price. What the upstream
 says it used is settled afterwards; where it says nothing, the reservation stands. Counts are kept
 in SQLite, so that they outlive the process, and each reservation is one transaction, so that

@@ -211,7 +211,7 @@ class EgressServer:
         try:
             self._note(event="budgets", verdict="allowed", budgets=self._services.budgets.state())
         except Refusal as refusal:
-            self._note(event="budgets", verdict="failed", reason=refusal.code)
+            self._note(event="budgets", verdict="failed", reason=refusal.code, budgets=[])
 
     def _note(self, **record: object) -> None:
         with contextlib.suppress(AuditUnwritable):  # no request depends on these records

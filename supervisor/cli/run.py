@@ -8,6 +8,7 @@ import os
 import sys
 
 from supervisor.cli import (
+    budget,
     completion,
     demo,
     doctor,
@@ -28,7 +29,7 @@ from supervisor.control import ControlError
 DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
 
 # In the order of a first day: start, look, use, stop; then what is rarer.
-VERBS = (up, status, send, logs, stop, doctor, token, keys, policy, try_, demo, completion)
+VERBS = (up, status, send, logs, budget, stop, doctor, token, keys, policy, try_, demo, completion)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from sandbox.plan import Bind, Limits, SandboxPlan, SeccompSpec
 from sandbox.seccomp import call_number
 from supervisor.host import Host
 from supervisor.policy import claims, model
+from supervisor.policy.budgets import plan_budgets, price_entry
 from supervisor.policy.calls import LAUNCH_CALLS, seccomp_spec
 from supervisor.policy.context import Context
 from supervisor.policy.digest import policy_digest
@@ -29,7 +30,7 @@ from supervisor.policy.plans import (
     WatchPlan,
 )
 
-EGRESS_PORT = 8100
+EGRESS, EGRESS_PORT = "service.egress", 8100
 _SOCKET_PATH = 107  # unix(7): sun_path without its NUL
 
 
@@ -293,6 +294,7 @@ class _Compiler:
     def _egress(self) -> dict[str, Any] | None:
         rules = self._of(model.Model)
         if not rules:
+            plan_budgets(self.policy, [], self.host, self.known.get(EGRESS), self.errors)
             return None
         models: list[dict[str, Any]] = []
         bounds = {(m.body_max, m.concurrent, m.timeout) for _, m in rules}
@@ -312,6 +314,7 @@ class _Compiler:
                         "rule": rule.id,
                         "line": rule.line,
                         "redact": permission.redact,
+                        **price_entry(self.host, permission.upstream, name),
                     }
                 )
         placeholder = self.context.placeholders.get(self.policy.id, "")
@@ -326,6 +329,9 @@ class _Compiler:
             "body_max": body_max,
             "concurrent": concurrent,
             "timeout": timeout,
+            "budgets": plan_budgets(
+                self.policy, models, self.host, self.known.get(EGRESS), self.errors
+            ),
         }
 
     def _check_upstream(self, rule: Rule, name: str) -> None:

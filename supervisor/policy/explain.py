@@ -10,6 +10,7 @@ from typing import Any
 
 from sandbox.limits import cpu_list
 from sandbox.plan import Bind, Device, Mount, SeccompSpec, Symlink, SyscallRule, Tmpfs, as_json
+from supervisor.policy.model import Bound
 from supervisor.policy.plans import CompiledPolicy
 
 
@@ -186,8 +187,23 @@ def _models(compiled: CompiledPolicy) -> Iterator[str]:
         for model in egress["models"]:
             place = f"{compiled.policy.file}:{model['line']} {model['rule']}"
             yield f"{model['name']} at {model['upstream']}, redaction {model['redact']} ({place})"
+            if price := model.get("price"):
+                per = {kind: price[kind] / 1e6 for kind in ("input", "cached", "output")}
+                said = ", ".join(f"{each:g} {kind}" for kind, each in per.items())
+                yield f"    {price['currency']} per million tokens: {said}"
         bounds = f"{egress['body_max']} bytes a body, {egress['concurrent']} at once"
         yield f"{bounds}, {egress['timeout']:g} s"
+    for budget in compiled.policy.budgets:
+        counted = ", ".join(budget.models) or "all models together"
+        limits = "; ".join(map(_bound, budget.bounds))
+        yield f"budget {budget.id}, {counted}: {limits}"
+        yield f"    {compiled.policy.file}:{budget.line} {budget.why}"
+
+
+def _bound(bound: Bound) -> str:
+    if bound.unit == "money":
+        return f"{bound.limit / 1e9:.2f} {bound.currency} a {bound.window}"
+    return f"{bound.limit} {bound.unit.replace('_', ' ')} a {bound.window}"
 
 
 def _channels(compiled: CompiledPolicy) -> Iterator[str]:

@@ -181,6 +181,27 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """So much of one unit in one calendar window; money in 10**-9 of `currency`."""
+
+    unit: str
+    limit: int
+    window: str
+    currency: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One ``[[budget]]`` block: what calls of `models` may use together; none named: of all."""
+
+    id: str
+    why: str
+    line: int
+    models: tuple[str, ...]
+    bounds: tuple[Bound, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What must never become possible; proved at every compile. One of the three is set."""
 
@@ -259,6 +280,7 @@ class Policy:
     watch: Watch
     claims: tuple[Claim, ...]
     review_line: int = 1
+    budgets: tuple[Budget, ...] = ()
 
     def of(self, *kinds: type) -> list[Rule]:
         """The rules whose permission is one of `kinds`, in file order."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sandbox.plan import Access
 from supervisor.policy import nodes
+from supervisor.policy.budgets import parse_budget
 from supervisor.policy.document import Document, Table, parse_document, read_document
 from supervisor.policy.errors import PolicyError
 from supervisor.policy.limits import parse_limits
@@ -48,7 +49,7 @@ REQUIREMENT = (
 )
 _PATH = r"/[A-Za-z0-9._+@-]+(/[A-Za-z0-9._+@-]+)*"
 _ROOTS = ("/usr/", "/etc/", "/opt/", "/srv/", "/sys/kernel/btf/")
-_TABLES, _ARRAYS = ("limits", "watch"), ("allow", "claim")
+_TABLES, _ARRAYS = ("limits", "watch"), ("allow", "claim", "budget")
 SERVICE_FDS = (
     "config", "audit", "control", "broker", "listen", "handover", "secret", "result", "ring",
     "counters",
@@ -113,6 +114,7 @@ def _policy(document: Document) -> tuple[Policy | None, list[PolicyError]]:
     top.finish()
     rules = [_rule(table, kind) for table in document.many("allow")]
     claims = [_claim(table) for table in document.many("claim")]
+    budgets = [parse_budget(table) for table in document.many("budget")]
     limits, watch = parse_limits(document.one("limits")), _watch(document.one("watch"))
     _unique(document)
     if document.errors or review_by is None:
@@ -132,6 +134,7 @@ def _policy(document: Document) -> tuple[Policy | None, list[PolicyError]]:
         watch=watch,
         claims=tuple(claims),
         review_line=top.at("review_by"),
+        budgets=tuple(budgets),
     ), []
 
 
@@ -368,7 +371,7 @@ def _claim(table: Table) -> Claim:
 
 def _unique(document: Document) -> None:
     seen: dict[str, int] = {}
-    for table in (*document.many("allow"), *document.many("claim")):
+    for table in [t for array in _ARRAYS for t in document.many(array)]:
         name = table.values.get("id")
         if isinstance(name, str) and name in seen:
             document.fail(

@@ -14,7 +14,9 @@ ISSUER = "anchorhold"
 
 def egress_config(compiled: Mapping[str, CompiledPolicy], host: Host) -> dict[str, Any]:
     """The egress proxy's configuration: every upstream, and the workloads that may call models."""
+    own = compiled.get("service.egress")
     return {
+        "state": "/state" if own and own.state_directory else None,
         "upstreams": {upstream.name: _upstream(upstream) for upstream in host.upstreams},
         "workloads": {
             workload: one.egress for workload, one in sorted(compiled.items()) if one.egress
