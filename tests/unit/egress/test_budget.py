@@ -26,7 +26,7 @@ OTHER = Grant("llm-v2", "practice", "models", 42, "standard", PRICE)
 
 def workload(*budgets: Budget) -> Workload:
     models = {grant.name: grant for grant in (GRANT, OTHER)}
-    return Workload("tool.a", "p", "d", "tool-a.toml", models, 1000, 4, 5.0, budgets)
+    return Workload("tool.a", "p", "d", "tool-a.toml", models, 1000, 4, 5.0, budgets=budgets)
 
 
 class Clock:
