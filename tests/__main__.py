@@ -49,6 +49,7 @@ TIERS = (
     Tier("unit", minutes=10),
     Tier("host", minutes=25, root=True),
     Tier("attacks", minutes=10, root=True),
+    Tier("clients", minutes=5, root=True),
     Tier("browser", minutes=10),
     Tier("vm", minutes=60, root=True, machine=True, target="vm-test", core=VM_CORE),
 )

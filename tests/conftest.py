@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # Root tiers, by the make target that runs them.
-ROOT_TIERS = {"host": "host", "attacks": "attacks", "vm": "vm-test"}
+ROOT_TIERS = {"host": "host", "attacks": "attacks", "clients": "clients", "vm": "vm-test"}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -27,6 +27,7 @@ TOP_LEVEL = {
 # Made by tools and setup, ignored by git.
 PRODUCED = {
     *(".git", ".venv", ".runtime", ".venv.new", ".runtime.new", ".cache", ".hypothesis"),
+    *(".clients", ".bench", ".clients.new", ".bench.new"),
     *(".pytest_cache", ".mypy_cache", ".ruff_cache", "__pycache__", "build", "dist"),
 }
 

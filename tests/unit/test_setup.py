@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("runtime", "dev")
+LOCKS = ("runtime", "dev", "clients", "bench")
 
 
 def faults(lock: str) -> list[str]:

@@ -39,18 +39,21 @@ WAIVED = frozenset({"memory", "pids", "cpu"})
 PYTHON = "/usr/bin/python3"
 
 
-def compile_shipped(directory: Path, workload: str) -> CompiledPolicy:
-    """A shipped policy compiled for this tree, with its directories below `directory`."""
+def compile_shipped(
+    directory: Path, workload: str, policies: Path = ROOT / "policies"
+) -> CompiledPolicy:
+    """A policy compiled for this tree, shipped if not from elsewhere; its directories below
+    `directory`."""
     text = (ROOT / "policies/hosts/demo.toml").read_text()
-    for key, value in {"app": ROOT, "policies": ROOT / "policies", "runtime": ROOT / ".runtime",
+    for key, value in {"app": ROOT, "policies": policies, "runtime": ROOT / ".runtime",
                        "state": directory, "run": directory}.items():  # fmt: skip
         text = re.sub(rf"(?m)^{key} +=.*$", f'{key} = "{value}"', text)
     (directory / "host.toml").write_text(text)
     host = load_host(directory / "host.toml")
-    policies, errors = load_directory(host.paths.policies)
-    assert not errors
-    tokens = {policy.id: f"anchorhold-placeholder-{'0' * 32}" for policy in policies}
-    compiled = compile_policies(policies, host, host_context(policies, host, tokens))[workload]
+    found, errors = load_directory(host.paths.policies)
+    assert not errors, errors
+    tokens = {policy.id: f"anchorhold-placeholder-{'0' * 32}" for policy in found}
+    compiled = compile_policies(found, host, host_context(found, host, tokens))[workload]
     # The channel's socket is another room's business: here nobody serves it.
     mounts = compiled.sandbox.mounts
     kept = tuple(m for m in mounts if not str(getattr(m, "source", "")).endswith(".sock"))
