@@ -54,7 +54,7 @@ def install(machine: Machine, packages: list[Path]) -> None:
         "cd /root/packages && DEBIAN_FRONTEND=noninteractive apt-get install --yes ./*.deb",
         timeout=600,
     )
-    edit = r"s/^\[tpm\]$/[tpm]\npcrs = [7, 11]/"
+    edit = "s/^pcrs = .*/pcrs = [7, 11]/"
     machine.run(f"sed -i '{edit}' /etc/anchorhold/host.toml && test ! -e /var/lib/anchorhold/*")
     machine.run("systemctl enable --now anchorhold", timeout=START)
 
