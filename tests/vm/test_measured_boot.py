@@ -83,7 +83,7 @@ def test_vault_opens_in_the_approved_boot_state_and_in_no_other(
     cold: Callable[..., Machine], kernels: Callable[[str], Path], snapshots: Snapshots
 ) -> None:
     approved, changed = kernels(APPROVED), kernels(CHANGED)
-    machine = cold("plain", firmware="secure-boot", kernel=approved)
+    machine = cold("plain", firmware="secure-boot", kernel=approved, boot=False)
     machine.boot(BOOT)
     install(machine, snapshots.packages())
 
@@ -145,7 +145,7 @@ def test_firmware_refuses_an_unsigned_kernel(
     cold: Callable[..., Machine], snapshots: Snapshots, tmp_path: Path
 ) -> None:
     unsigned = firmware.unified_image(snapshots.image, APPROVED, tmp_path / "unsigned.efi")
-    machine = cold("plain", firmware="secure-boot", kernel=unsigned)
+    machine = cold("plain", firmware="secure-boot", kernel=unsigned, boot=False)
     with pytest.raises(MachineFailed, match="did not come up"):
         machine.boot(seconds=90)
     assert "Linux version" not in machine.console() and "systemd" not in machine.console()
