@@ -45,6 +45,9 @@ CODES: dict[str, Kind] = {
         422, _REQUEST, "Leave such values out, or have the policy's [[redact]] changed."
     ),
     "decode_limit": Kind(422, _REQUEST, "Send less of the text encoded, or fewer times over."),
+    "secret_in_opaque": Kind(
+        422, _REQUEST, "Leave out the part of the conversation that holds it."
+    ),
     "scan_failed": Kind(502, _OURS, "Nothing was passed on; report this as a defect."),
     "internal_error": Kind(500, _OURS, "The audit log names the place; report it as a defect."),
     "upstream_unreachable": Kind(502, _UPSTREAM, "Check that the model server is up."),

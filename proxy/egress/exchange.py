@@ -21,7 +21,7 @@ from .errors import Refusal, unrecorded
 from .guard import KeyGuard
 from .keys import KeyRing
 from .redaction.actions import Blocked, Treatments
-from .redaction.json_walk import JsonInvalid, JsonTooDeep, parse, rewrite
+from .redaction.json_walk import Document, JsonInvalid, JsonTooDeep, Untouchable, read, rewrite
 from .redaction.scan import ScanFailed, Scanner
 from .redaction.stream import HoldBack
 from .redaction.text import Masker
@@ -147,6 +147,8 @@ class Exchange:
             refusal = Refusal(error.code, error.message, status=status)
         except ScanFailed:
             refusal = Refusal("scan_failed", "The scanner did not finish.")
+        except Untouchable as error:
+            refusal = Refusal(error.code, error.message, status=502 if self.admitted else None)
         except Blocked as error:
             # On the way out it is the request that is wrong, on the way back the model's answer.
             refusal = Refusal(
@@ -172,8 +174,8 @@ class Exchange:
         self.header_keys = authorize.live_keys(self.headers, services.guard)
         authorize.check_head(self.headers, workload)
         body = await self._body(receive)
-        text, document = _document(body)
-        model, self.stream = _asked(document)
+        document = _document(body)
+        model, self.stream = _asked(document.value)
         self.grant = authorize.grant_for(model, workload, self._shown)
         treatment = services.treatments[workload.id].of(self.grant.redact)
         outgoing = Masker(services.scanner, services.guard, treatment, sent=True)
@@ -187,9 +189,9 @@ class Exchange:
                 raise Refusal("credential_mismatch", "A placeholder was found in the body.")
             return outgoing.text(text, before)
 
-        masked = rewrite(text, mask, lambda all_: _MARK in all_ or outgoing.suspects(all_))
+        masked = rewrite(document, mask, lambda all_: _MARK in all_ or outgoing.suspects(all_))
         upstream = services.config.upstreams[self.grant.upstream]
-        masked = self._reserve(self.grant, document, masked)
+        masked = self._reserve(self.grant, document.value, masked)
         self.record("admission", "allowed", None)
         self.admitted = True
         await self._forward(upstream, masked.encode("utf-8"), incoming, receive, send)
@@ -363,10 +365,9 @@ def place(error: BaseException) -> str:
     return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"  # noqa: PTH119
 
 
-def _document(body: bytes) -> tuple[str, Any]:
+def _document(body: bytes) -> Document:
     try:
-        text = body.decode("utf-8")
-        return text, parse(text)
+        return read(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise Refusal("invalid_json", "The body is not UTF-8.") from None
     except JsonTooDeep as error:

@@ -82,7 +82,13 @@ class KeyGuard:
 
     def suspects(self, text: str) -> bool:
         """False: no form of any key is in `text`."""
-        return self._fragments is not None and bool(self._fragments.find_matches_as_indexes(text))
+        if self._fragments is None:
+            return False
+        try:
+            return bool(self._fragments.find_matches_as_indexes(text))
+        except UnicodeEncodeError:  # a lone surrogate, which no key holds
+            known = text.encode("utf-8", "replace").decode("utf-8")
+            return bool(self._fragments.find_matches_as_indexes(known))
 
     def holds(self, text: str) -> int:
         """Return where in `text` an unfinished key may begin; len(text) when nowhere."""

@@ -17,7 +17,7 @@ from .redaction.actions import Blocked
 from .redaction.json_walk import JsonInvalid, parse
 from .redaction.scan import ScanFailed
 from .redaction.text import Masker
-from .sse import EventReader, StreamInvalid, StreamMasker
+from .sse import PLACES, EventReader, StreamInvalid, StreamMasker
 from .upstream import broken
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ async def _json(
         exchange.usage = document["usage"]
     if _without_logprobs(document):
         text = json.dumps(document)
-    masked = masker.document(text).encode("utf-8")
+    masked = masker.document(text, places=PLACES).encode("utf-8")
     exchange.size_out = len(masked)
     return masked
 

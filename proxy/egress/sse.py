@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from .config import Place
+from .redaction.arguments import TextChannel, open_channel
 from .redaction.json_walk import JsonInvalid, parse
-from .redaction.stream import Channel, HoldBack
+from .redaction.stream import HoldBack
 from .redaction.text import Masker
 
 EVENT_MAX = 1024 * 1024
@@ -21,6 +23,8 @@ CHANNELS_MAX = 256  # text fields of all choices of one answer together
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a CR at the very end may yet get its LF
 # Fields of a delta that name something rather than tell something: masked whole, never held.
 _NAMES = frozenset({"role", "type", "id", "name", "format", "finish_reason"})
+# What a policy may have placeholders put back in, by the name of the field.
+PLACES: dict[str, Place] = {"content": "text", "text": "text", "arguments": "tool-arguments"}
 DONE = b"data: [DONE]\n\n"
 
 
@@ -83,7 +87,7 @@ class StreamMasker:
         self._masker = masker
         self._hold = hold
         # (choice, path in the delta) -> channel; and the shape of an event that can flush it
-        self._channels: dict[tuple[int, tuple[str | int, ...]], Channel] = {}
+        self._channels: dict[tuple[int, tuple[str | int, ...]], TextChannel] = {}
         self._shape: dict[str, Any] = {}
         self.usage: dict[str, Any] | None = None
 
@@ -151,7 +155,9 @@ class StreamMasker:
             if key not in self._channels:
                 if len(self._channels) >= CHANNELS_MAX:
                     raise StreamInvalid(f"the answer has more than {CHANNELS_MAX} text fields")
-                self._channels[key] = Channel(self._masker, self._hold)
+                self._channels[key] = open_channel(
+                    self._masker, self._hold, PLACES.get(str(path[-1]))
+                )
             return self._channels[key].feed(value)
         if isinstance(value, dict):
             return {

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]  # absent from the stubs only
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+from proxy.errors import ProxyError
 
 DEPTH_MAX = 64
+INNER_MAX = 3  # JSON in strings of JSON in strings
 SHORT = 8  # no secret is shorter, unless the name in front of it tells
-_NUMBER = re.compile(r"(?<![\w.+-])[2-6]\d{12,18}(?![\w.+])")
-_NUMBER_MIN = 13
+CARD = re.compile(r"[2-6]\d{12,18}")  # a number that may be one of a payment card
+_NUMBER = re.compile(rf"(?<![\w.+-]){CARD.pattern}(?![\w.+])")
+_NUMBER_MIN, _LONG = 13, 10**12
 _COLON = re.compile(r"[ \t\r\n]*:")
 _TELLING = re.compile(r"pass|pwd|secret|token|key|credential|authorization", re.IGNORECASE)
-_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|([\]}])')
+_STRUCTURE = re.compile(r"[{}\[\],]")
+_GAPS = (" :", "\t:", "\n:", "\r:")
+NOTHING: Mapping[str, Any] = {}
+
+Mask = Callable[[str, str], str]
+Suspects = Callable[[str], bool]
 
 
 class JsonInvalid(ValueError):
@@ -25,10 +39,77 @@ class JsonTooDeep(JsonInvalid):
     """The document nests deeper than DEPTH_MAX."""
 
 
+class Untouchable(ProxyError):
+    """A secret stands where nothing may be changed: in an opaque field, or in signed text."""
+
+    code = "secret_in_opaque"
+    fix = "Leave out the part of the conversation that holds it."
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """An object or array; `index` counts the commas before it in the array around it."""
+
+    array: bool
+    start: int
+    around: Frame | None
+    index: int
+    key: str | None = None
+    end: int = 0
+    commas: list[int] = field(default_factory=list)
+    dropped: set[int] = field(default_factory=set)
+    names: Counter[str] = field(default_factory=Counter)
+
+
+class String(NamedTuple):
+    """A string or long number at `start` to `end`; `key` is None for a key itself.
+
+    `before` is the telling key in front of a value, as a rule must see it, else "".
+    """
+
+    start: int
+    end: int
+    plain: str
+    before: str
+    key: str | None
+    frame: Frame
+
+
+class Document(NamedTuple):
+    """A valid document. `flat`: its keys, strings and long numbers decoded and joined, each key in
+    front of its value as a rule must see it, so that one look tells whether anything is in them.
+    """
+
+    text: str
+    value: Any
+    flat: str
+
+
 def parse(text: str) -> Any:
     """Return the document; duplicate keys, NaN and depth over 64 raise JsonInvalid."""
+    return read(text).value
+
+
+def read(text: str, inner: int = INNER_MAX) -> Document:
+    """Return the document with what one look at all of it needs. Raises as `parse` does.
+
+    `inner`: how deep JSON in strings is read as such.
+    """
     try:
-        document = _DECODER.decode(text)
+        value = _decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        value = None  # also for what it merely does not take, such as lone surrogates
+    else:
+        keys, flat = _flat(value, inner)
+        if keys == _colons(text):
+            return Document(text, value, flat)
+    value = _decoded_strictly(text)
+    return Document(text, value, _flat(value, inner)[1])
+
+
+def _decoded_strictly(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
     except JsonInvalid:
         raise
     except json.JSONDecodeError as error:
@@ -37,59 +118,107 @@ def parse(text: str) -> Any:
         raise JsonTooDeep(f"nested deeper than {DEPTH_MAX}") from None
     except ValueError:
         raise JsonInvalid("a number is too long") from None
-    # Only now, since the expression takes linear time on valid documents alone.
-    if text.count("[") + text.count("{") > DEPTH_MAX:
-        _check_depth(text)
-    return document
+
+
+def _colons(text: str) -> int:
+    """Return a number that no valid document with this many different keys falls short of.
+
+    Quotes with a colon behind them: all ends of keys, and strings that begin with a colon. So when
+    the document has as many keys as this, none of them was there twice. -1: it cannot be told.
+    """
+    if any(gap in text for gap in _GAPS):
+        return -1
+    if "\\\\" in text:
+        text = text.replace("\\\\", "")
+    return text.count('":') - text.count('\\":')
+
+
+def _flat(value: Any, inner: int) -> tuple[int, str]:
+    """Return how many keys there are, and `Document.flat`. Raises JsonTooDeep."""
+    keys, parts, depth = 0, list[str](), 0
+    level: list[Any] = [value] if type(value) in (dict, list) else [[value]]
+    while level:
+        if depth >= DEPTH_MAX:
+            raise JsonTooDeep(f"nested deeper than {DEPTH_MAX}")
+        below: list[Any] = []
+        for around in level:
+            if type(around) is dict:
+                keys += len(around)
+                items: Iterable[Any] = itertools.chain.from_iterable(around.items())
+            else:
+                items = around
+            for item in items:
+                kind = type(item)
+                if kind is str:
+                    parts.append(item)
+                    if "\\" in item and (within := _within(item, inner)):
+                        parts.append(within.flat)
+                elif kind is dict or kind is list:
+                    below.append(item)
+                elif kind is int and item >= _LONG:
+                    parts.append(str(item))
+        level = below
+        depth += 1
+    return keys, '": "'.join(parts)
 
 
 def rewrite(
-    text: str, mask: Callable[[str, str], str], suspects: Callable[[str], bool] | None = None
+    document: Document | str,
+    mask: Mask,
+    suspects: Suspects | None = None,
+    opaque: Set[str] = frozenset(),
+    signed: Mapping[str, str] = NOTHING,
 ) -> str:
-    """Return the valid document `text` with every string s, keys too, replaced by mask(s, before).
+    """Return the valid document's text with every string s, keys too, replaced by mask(s, before).
 
     Strings under SHORT characters are passed over. `before` is the object key in front of a value
     where that key tells of a secret, else "". Whole numbers with the length of a payment card go
-    through `mask` as well; a masked one becomes 0, so that the type stays. When nothing changes,
-    `text` itself is returned. `suspects` may answer for all strings at once, one NUL between them,
-    that nothing in them needs a closer look.
+    through `mask` as well; a masked one becomes 0, so that the type stays. A string that is itself
+    JSON is walked inside. When nothing changes, the text itself is returned. `suspects` may answer
+    for many strings at once that nothing in them needs a closer look.
+
+    Values under the keys in `opaque` are looked at, never changed. `signed` maps the key of a
+    signature to the key of the text beside it that it signs: where that text would change, their
+    object is left out of its list. Raises Untouchable where neither can be done.
     """
-    found = list(_strings(text))
-    if suspects and not suspects("\0".join([before + plain for *_, plain, before in found])):
-        return text
-    parts: list[str] = []
-    at = 0
-    for start, end, plain, before in found:
-        masked = mask(plain, before)
-        if masked is plain or masked == plain:
+    return _rewrite(document, mask, suspects, opaque, signed, INNER_MAX)
+
+
+def _rewrite(
+    document: Document | str,
+    mask: Mask,
+    suspects: Suspects | None,
+    opaque: Set[str],
+    signed: Mapping[str, str],
+    inner: int,
+) -> str:
+    if suspects:
+        document = read(document, inner) if isinstance(document, str) else document
+        if not suspects(document.flat):
+            return document.text
+    text = document if isinstance(document, str) else document.text
+    found = list(strings(text))
+    edits: list[tuple[int, int, str]] = []
+    shortened: set[Frame] = set()
+    for item in _suspected(found, suspects, inner) if suspects else found:
+        if item.key in opaque:
+            if mask(item.plain, "") != item.plain:
+                raise Untouchable(f"A secret was found in the field {item.key}.")
             continue
-        parts += [text[at:start], encode(masked) if text[start] == '"' else "0"]
-        at = end
-    if not parts:
-        return text
-    parts.append(text[at:])
-    return "".join(parts)
-
-
-def _strings(text: str) -> Iterator[tuple[int, int, str, str]]:
-    """Yield start, end, decoded text, and the telling key in front of it, of each string.
-
-    In a document already known to be valid, a quote outside a string can only begin one.
-    """
-    before, at = "", 0
-    while True:
-        quote = text.find('"', at)
-        gap_end = quote if quote >= 0 else len(text)
-        if gap_end - at >= _NUMBER_MIN:
-            for number in _NUMBER.finditer(text, at, gap_end):
-                yield number.start(), number.end(), number[0], ""
-        if quote < 0:
-            return
-        plain, at = scanstring(text, quote + 1)
-        is_key = _COLON.match(text, at) is not None
-        if len(plain) >= SHORT or before:
-            yield quote, at, plain, "" if is_key else before
-        before = f'{plain[-40:]}": "' if is_key and _TELLING.search(plain) else ""
+        masked = _masked(item, mask, suspects, inner)
+        if masked == item.plain:
+            continue
+        if item.key is None:
+            masked = _unlike(masked, item.frame.names)
+        edits.append((item.start, item.end, encode(masked) if text[item.start] == '"' else "0"))
+        for signature, beside in signed.items():
+            if item.key == beside and any(
+                other.key == signature and other.frame is item.frame for other in found
+            ):
+                shortened.add(_leave_out(item.frame, beside))
+    spans = [span for frame in shortened for span in _left_out(frame)]
+    edits = [edit for edit in edits if not any(a <= edit[0] < b for a, b in spans)]
+    return edited(text, sorted([*edits, *((a, b, "") for a, b in spans)]))
 
 
 def encode(text: str) -> str:
@@ -100,6 +229,122 @@ def encode(text: str) -> str:
     except UnicodeEncodeError:
         return json.dumps(text)
     return quoted
+
+
+def before_value(key: str) -> str:
+    """Return what a rule must see in front of the value under `key`; "" if it tells nothing."""
+    return f'{key[-40:]}": "' if _TELLING.search(key) else ""
+
+
+def _within(plain: str, inner: int) -> Document | None:
+    """Return the document that a string holds, if it holds one."""
+    if not inner or plain.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return read(plain, inner - 1)
+    except JsonInvalid:
+        return None
+
+
+def _suspected(found: Sequence[String], suspects: Suspects, inner: int) -> Iterator[String]:
+    """Yield those that need a closer look, by halves: most documents hold few."""
+    parts = [item.before + item.plain for item in found]
+    parts += [d.flat for item in found if "\\" in item.plain and (d := _within(item.plain, inner))]
+    if parts and suspects("\0".join(parts)):
+        if len(found) == 1:
+            yield found[0]
+        else:
+            half = len(found) // 2
+            yield from _suspected(found[:half], suspects, inner)
+            yield from _suspected(found[half:], suspects, inner)
+
+
+def _masked(item: String, mask: Mask, suspects: Suspects | None, inner: int) -> str:
+    plain = item.plain
+    if within := _within(plain, inner):
+        plain = _rewrite(within, mask, suspects, frozenset(), NOTHING, inner - 1)
+    return mask(plain, item.before)  # also what shows only across the strings inside
+
+
+def _unlike(name: str, names: Counter[str]) -> str:
+    """Return a masked key so that no object has it twice."""
+    names[name] += 1
+    return name if names[name] == 1 else f"{name}-{names[name]}"
+
+
+def _leave_out(frame: Frame, field_: str) -> Frame:
+    """Mark an object to be left out of its list, and return that. Raises Untouchable."""
+    around = frame.around
+    if around is None or not around.array:
+        raise Untouchable(f"A secret was found in the field {field_}, which is signed.")
+    around.dropped.add(frame.index)
+    if len(around.dropped) > len(around.commas):
+        raise Untouchable(
+            f"A secret was found in the field {field_}, and nothing stands beside it."
+        )
+    return around
+
+
+def edited(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
+    """Return `text` with new text in the place of spans: (start, end, new), in order."""
+    parts, at = [], 0
+    for start, end, new in edits:
+        parts += [text[at:start], new]
+        at = end
+    return "".join([*parts, text[at:]]) if parts else text
+
+
+def _left_out(frame: Frame) -> Iterator[tuple[int, int]]:
+    """Yield the spans to delete for the dropped elements of an array, with their commas."""
+    kept = False
+    for index in range(len(frame.commas) + 1):
+        if index not in frame.dropped:
+            kept = True
+            continue
+        first = frame.commas[index - 1] if index else frame.start
+        last = frame.commas[index] if index < len(frame.commas) else frame.end
+        yield (first, last) if kept else (first + 1, last + 1)
+
+
+def strings(text: str) -> Iterator[String]:
+    """Yield every string and long number of a document already known to be valid.
+
+    In such a one, a quote outside a string can only begin one.
+    """
+    frame = Frame(True, -1, None, 0)
+    key, before, at = "", "", 0
+    while True:
+        quote = text.find('"', at)
+        gap_end = quote if quote >= 0 else len(text)
+        if gap_end - at >= _NUMBER_MIN:
+            for number in _NUMBER.finditer(text, at, gap_end):
+                yield String(number.start(), number.end(), number[0], "", key, frame)
+        for mark in _STRUCTURE.finditer(text, at, gap_end):
+            character, place = mark[0], mark.start()
+            if character == ",":
+                frame.commas.append(place)
+            elif character in "{[":
+                around = frame
+                frame = Frame(character == "[", place, around, len(around.commas), key)
+                if character == "{":
+                    key = ""
+            else:
+                frame.end = place
+                key = frame.key or ""
+                if frame.around is None:
+                    raise JsonInvalid("a bracket too many")
+                frame = frame.around
+        if quote < 0:
+            return
+        plain, at = scanstring(text, quote + 1)
+        if _COLON.match(text, at) is not None:
+            if len(plain) >= SHORT:
+                yield String(quote, at, plain, "", None, frame)
+            key, before = plain, before_value(plain)
+        else:
+            if len(plain) >= SHORT or before:
+                yield String(quote, at, plain, before, key, frame)
+            before = ""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,15 +358,5 @@ def _constant(_name: str) -> NoReturn:
     raise JsonInvalid("NaN and Infinity are not JSON")
 
 
+_decode = msgspec.json.Decoder().decode
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
-
-
-def _check_depth(text: str) -> None:
-    depth = 0
-    for match in _BRACKET.finditer(text):
-        if match[1]:
-            depth += 1
-            if depth > DEPTH_MAX:
-                raise JsonTooDeep(f"nested deeper than {DEPTH_MAX}")
-        elif match[2]:
-            depth -= 1

@@ -91,7 +91,7 @@ class Pseudonyms:
         is led to open that would carry the value out. `before` is what precedes `text`. Unknown is
         what has the form of a placeholder but is altered, forgotten, or not of this workload.
         """
-        if _MARK not in text.lower():
+        if not marked(text):
             return text, 0, 0
         self._forget(self._clock())
         parts, at, restored, unknown = [], 0, 0, 0
@@ -107,7 +107,7 @@ class Pseudonyms:
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield where this workload's own placeholders stand in `text`."""
-        if self._by_name and _MARK in text.lower():
+        if self._by_name and marked(text):
             for match in _FORM.finditer(text):
                 if match[0].upper() in self._by_name:
                     yield match.span()
@@ -128,6 +128,11 @@ class Pseudonyms:
                 return
             del self._by_value[oldest.value], self._by_name[oldest.name]
             self._size -= len(oldest.value)
+
+
+def marked(text: str) -> bool:
+    """False: there is no placeholder in `text`, whoever's it may be."""
+    return _MARK in text.lower()
 
 
 def unfinished(text: str) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from proxy.egress.config import Place
 from proxy.egress.guard import MASK, KeyGuard
 
 from .actions import Blocked, Treatment
-from .json_walk import rewrite
-from .placeholders import VALUE_MAX
+from .json_restore import restore
+from .json_walk import NOTHING, Document, rewrite
+from .placeholders import VALUE_MAX, marked
 from .scan import Finding, ScanFailed, Scanner, disjoint
 from .views import Work
 
@@ -81,9 +83,21 @@ class Masker:
             text = masked
         raise ScanFailed("Masking does not come to an end.")
 
-    def document(self, text: str) -> str:
-        """Return the valid JSON document `text` with all its strings masked."""
-        return rewrite(text, self.text, self.suspects)
+    def document(
+        self,
+        document: Document | str,
+        opaque: Set[str] = frozenset(),
+        signed: Mapping[str, str] = NOTHING,
+        places: Mapping[str, Place] = NOTHING,
+    ) -> str:
+        """Return the text of a valid JSON document with all its strings masked.
+
+        `opaque` and `signed` as for json_walk.rewrite. `places` tells which keys lead to fields in
+        which the policy may have the workload's own values put back: see json_restore.restore.
+        """
+        text = rewrite(document, self.text, self.suspects, opaque, signed)
+        open_ = {key: place for key, place in places.items() if self.restores(place)}
+        return restore(text, self.restore, open_) if open_ and marked(text) else text
 
     def find(self, text: str, work: Work) -> list[Finding]:
         """Return what either detector finds in any view of `text`; a key in use has no rule.
