@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sandbox import addresses, passing, resolver, syscalls
-from sandbox.broker_target import TARGET_MAX, Target, port, text
+from sandbox.broker_target import TARGET_MAX, Target, find, port, text
 
 TYPE_CHECKING = False  # known to type checkers; the typing module would be 0.7 MB here
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ OP_DIAL = 1
 OK, NOT_ALLOWED, UNKNOWN, RESOLVE_FAILED, REFUSED, CONNECT_FAILED = range(6)
 
 PIN_TIME = 300.0  # seconds for which the answer for a name is kept
+_PINS = 1024
 _CONTROL_MAX = 65536
 _TURN = 16  # requests of one client in one turn of the loop
 _WAITING = 64  # lookups that one client may wait for
@@ -241,7 +242,7 @@ class Server:
             self._reply(client, number, NOT_ALLOWED, f"target longer than {TARGET_MAX} bytes")
         elif not name or not name.isascii():
             self._reply(client, number, NOT_ALLOWED, "target is not ASCII text")
-        elif (target := client.targets.get(name.decode("ascii"))) is None:
+        elif (target := find(client.targets, name.decode("ascii"))) is None:
             self._reply(client, number, UNKNOWN, "unknown target")
         elif target.workload:
             self._dial_workload(client, number, target)
@@ -337,6 +338,8 @@ class Server:
         del self._by_fd[lookup.sock.fileno()], self._lookups[lookup.host]
         lookup.sock.close()
         if found:
+            if len(self._pins) >= _PINS:  # a client may name many hosts below one domain
+                del self._pins[next(iter(self._pins))]
             self._pins[lookup.host] = _Pin(found)
         for client, number, target in lookup.waiters:
             client.waiting -= 1

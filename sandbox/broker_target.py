@@ -14,7 +14,10 @@ TARGET_MAX = 200
 
 
 class Target:
-    """One entry of a client's list: a workload's port, or a host with the networks it may be in."""
+    """One entry of a client's list: a workload's port, or a host with the networks it may be in.
+
+    A host may be `*.DOMAIN`: the client then names one of its hosts, as in `TARGET=api.DOMAIN`.
+    """
 
     def __init__(self, name: str, body: dict[str, Any]) -> None:
         if not (name.isascii() and name.isprintable() and 0 < len(name) <= TARGET_MAX):
@@ -27,6 +30,25 @@ class Target:
         if body or bool(self.workload) == bool(self.host):
             raise ValueError(f"target {name}: workload or host, port and addresses; got {[*body]}")
         self.literal = _literal(self.host)
+
+    def named(self, host: str) -> Target | None:
+        """The target for one host below `*.DOMAIN`; None when it is not below, or no host name.
+
+        A client wrote `host`: letters, digits, dots and hyphens pass, an address never.
+        """
+        inside = self.host.startswith("*.") and host.endswith(self.host[1:])
+        if not inside or len(host) > 253 or not all(map(_label, host.split("."))):
+            return None
+        return Target("named", {"host": host, "port": self.port})
+
+
+def find(targets: dict[str, Target], name: str) -> Target | None:
+    """What a client means by `name`: a target of its list, or a host below a pattern's domain."""
+    pattern, named, host = name.partition("=")
+    target = targets.get(pattern)
+    if target is None or bool(named) != target.host.startswith("*."):
+        return None
+    return target.named(host) if named else target
 
 
 def text(value: object, what: str) -> str:
@@ -41,6 +63,13 @@ def port(value: object, least: int) -> int:
     if type(value) is not int or not least <= value <= 65535:
         raise ValueError(f"port must be a whole number from {least} to 65535")
     return value
+
+
+def _label(text: str) -> bool:
+    """Whether `text` is one label of a host name, in lower case (RFC 1123, section 2.1)."""
+    plain = text.replace("-", "a")
+    whole = 0 < len(text) <= 63 and text == text.lower() and text[0] != "-" and text[-1] != "-"
+    return whole and plain.isascii() and plain.isalnum()
 
 
 def _literal(host: str) -> tuple[int, bytes] | None:

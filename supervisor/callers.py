@@ -14,6 +14,8 @@ from sandbox.errors import SandboxError
 from sandbox.launcher import Running
 from supervisor.egress import EgressRefused
 from supervisor.keys import HELPER, SOFTWARE_TPM
+from supervisor.policy.net import MODEL_PORT
+from supervisor.policy.net import PORT as FORWARD_PORT
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.watching import LOADER, READER
 from supervisor.workload import Workload
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from supervisor.supervise import Supervisor
 
 EGRESS = "service.egress"
-MODEL_PORT = 8100
 # Run before or beneath the egress proxy, which so cannot redact for them; they see no message.
 _OWN_LOG = frozenset({EGRESS, LOADER, READER, HELPER, SOFTWARE_TPM})
 
@@ -71,9 +72,14 @@ class Callers:
                 await of.egress.order([output, log], op="log", workload=workload.id)
             finally:
                 os.close(log)
-        if workload.compiled.egress is not None:
-            with of.broker.listen(workload.id, MODEL_PORT) as listening:
-                await of.egress.order([listening.fileno()], op="listen", workload=workload.id)
+        if (egress := workload.compiled.egress) is not None:
+            for port, way, order in (
+                (MODEL_PORT, "models", "listen"),
+                (FORWARD_PORT, "net", "forward"),
+            ):
+                if egress[way]:
+                    with of.broker.listen(workload.id, port) as listening:
+                        await of.egress.order([listening.fileno()], op=order, workload=workload.id)
 
     async def announce_all(self) -> None:
         """After a (re)start of the proxy: keys, then everybody, then let them run again."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 from proxy.errors import ConfigError
 
 from .budget import UNITS, WINDOWS, Budget
+from .forward.destination import Destination
 from .usage import Price
 
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
@@ -81,8 +82,9 @@ class Workload:
     timeout: float
     redact: tuple[Redaction, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    net: tuple[Destination, ...] = ()
 
-    def rule(self, grant: Grant | None) -> dict[str, object] | None:
+    def rule(self, grant: Grant | Destination | None) -> dict[str, object] | None:
         """Return the audit record's `rule` object, None where no rule decided."""
         if grant is None:
             return None
@@ -155,7 +157,7 @@ def _upstream(name: str, value: object, at: str) -> Upstream:
 
 def _workload(name: str, value: object, at: str) -> Workload:
     needed = {"placeholder", "digest", "file", "models", "body_max", "concurrent", "timeout"}
-    field = _fields(value, at, needed, {"redact", "budgets"})
+    field = _fields(value, at, needed, {"redact", "budgets", "net"})
     grants: dict[str, Grant] = {}
     for index, item in enumerate(_is(field["models"], list, f"{at}.models")):
         grant = _grant(item, f"{at}.models[{index}]")
@@ -179,6 +181,33 @@ def _workload(name: str, value: object, at: str) -> Workload:
             for index, item in enumerate(_is(field.get("redact", []), list, f"{at}.redact"))
         ),
         budgets=_budgets(field.get("budgets", []), f"{at}.budgets", grants),
+        net=tuple(
+            _destination(item, f"{at}.net[{index}]")
+            for index, item in enumerate(_is(field.get("net", []), list, f"{at}.net"))
+        ),
+    )
+
+
+def _destination(value: object, at: str) -> Destination:
+    texts = ("rule", "host", "path", "prefix", "redact", "target")
+    needed = {"line", "port", "methods", "credential", "header", "websocket", "ask", "hold", "time"}
+    field = _fields(value, at, {*texts, *needed})
+    methods: list[Any] = _is(field["methods"], list, f"{at}.methods")
+    credential = field["credential"]
+    for flag in ("websocket", "ask"):
+        if not isinstance(field[flag], bool):
+            raise ConfigError(f"{at}.{flag} is true or false.")
+    return Destination(
+        **{name: _is(field[name], str, f"{at}.{name}") for name in texts},
+        line=_between(field["line"], 1, 1_000_000, f"{at}.line"),
+        port=_between(field["port"], 1, 65535, f"{at}.port"),
+        methods=frozenset(_is(method, str, f"{at}.methods") for method in methods),
+        credential=None if credential is None else _is(credential, str, f"{at}.credential"),
+        header=_like(field["header"], _HEADER, f"{at}.header"),
+        websocket=field["websocket"],
+        ask=field["ask"],
+        hold=float(_between(field["hold"], 0, 600, f"{at}.hold")),
+        time=float(_between(field["time"], 0, 86_400, f"{at}.time")),
     )
 
 

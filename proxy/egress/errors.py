@@ -38,6 +38,14 @@ CODES: dict[str, Kind] = {
     "budget_unavailable": Kind(
         503, _OURS, "Free space in the proxy's state directory, or put its damaged book aside."
     ),
+    "proxy_request_invalid": Kind(
+        400, _REQUEST, "Use CONNECT host:port, or an absolute URI such as http://host:443/path."
+    ),
+    "destination_not_allowed": Kind(403, _DENIED, "Have a net rule added to the policy."),
+    "tunnel_not_allowed": Kind(
+        403, _DENIED, "Ask for http://host:443/path: the proxy checks it and speaks TLS itself."
+    ),
+    "model_host": Kind(403, _DENIED, "Call models at the model port."),
     "vault_locked": Kind(503, _OURS, "Unlock the vault; see anchorhold status."),
     "credential_absent": Kind(503, _OURS, "Add the key with anchorhold keys add."),
     "audit_unwritable": Kind(503, _OURS, "Free space on the volume that holds the audit log."),

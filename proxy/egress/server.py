@@ -18,10 +18,11 @@ from proxy.dial import Broker
 from proxy.errors import BrokerLost, ProxyError
 
 from .budget import Budgets
-from .config import Config
+from .config import Config, Workload
 from .control import Answer, Control, ControlError
 from .errors import Refusal
 from .exchange import Services, place
+from .forward.connection import Forward
 from .guard import KeyGuard
 from .keys import KeyRing
 from .logs import LogPump
@@ -65,6 +66,7 @@ class EgressServer:
         self._control = Control(socket.socket(fileno=fds["control"]), self._handle, self.stop)
         self._stopping = asyncio.Event()
         self._listening: dict[str, tuple[socket.socket, ServerState, asyncio.Task[None]]] = {}
+        self._forwarding: dict[str, asyncio.Task[None]] = {}
         self._pumps: set[LogPump] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -97,6 +99,7 @@ class EgressServer:
         """Carry out one control message; raises ControlError."""
         operations = {
             "listen": (self._listen, 1),
+            "forward": (self._forward, 1),
             "unlisten": (self._unlisten, 0),
             "log": (self._log, 2),
             "keys": (self._keys, 1),
@@ -110,18 +113,25 @@ class EgressServer:
             raise ControlError(Answer.WRONG_DESCRIPTORS)
         operation(message.get("workload"), handed)
 
-    def _listen(self, name: object, handed: list[int]) -> None:
+    def _workload(self, name: object) -> Workload:
         workload = self._config.workloads.get(name) if isinstance(name, str) else None
         if workload is None:
             raise ControlError(Answer.UNKNOWN_WORKLOAD)
-        sock = socket.socket(fileno=handed[0])  # fails for what is no socket
-        handed.clear()
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.close()
-            raise ControlError(Answer.WRONG_DESCRIPTORS)
+        return workload
+
+    def _forward(self, name: object, handed: list[int]) -> None:
+        workload = self._workload(name)
+        sock = _listener(handed)
+        if (before := self._forwarding.pop(workload.id, None)) is not None:
+            before.cancel()
+        forward = Forward(self._services, workload, self._broker)
+        self._forwarding[workload.id] = asyncio.get_running_loop().create_task(forward.serve(sock))
+
+    def _listen(self, name: object, handed: list[int]) -> None:
+        workload = self._workload(name)
+        sock = _listener(handed)
         if workload.id in self._listening:
             self._unlisten(workload.id, [])
-        sock.setblocking(False)
         settings, state = config_for(WorkloadApp(self._services, workload)), ServerState()
         task = asyncio.get_running_loop().create_task(self._serve(sock, settings, state))
         self._listening[workload.id] = (sock, state, task)
@@ -138,9 +148,14 @@ class EgressServer:
             server.close()
 
     def _unlisten(self, name: object, handed: list[int]) -> None:
+        forwarding = self._forwarding.pop(name, None) if isinstance(name, str) else None
+        if forwarding is not None:
+            forwarding.cancel()
         listening = self._listening.pop(name, None) if isinstance(name, str) else None
-        if listening is None:
+        if listening is None and forwarding is None:
             raise ControlError(Answer.UNKNOWN_WORKLOAD)
+        if listening is None:
+            return
         _, state, task = listening
         task.cancel()
         for connection in list(state.connections):
@@ -219,7 +234,7 @@ class EgressServer:
 
     async def _close(self) -> None:
         states = [state for _, state, _ in self._listening.values()]
-        for name in list(self._listening):
+        for name in {*self._listening, *self._forwarding}:
             self._unlisten(name, [])
         running = {task for state in states for task in state.tasks}
         if running:
@@ -237,3 +252,14 @@ class EgressServer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await self._services.upstreams.close()
+
+
+def _listener(handed: list[int]) -> socket.socket:
+    """The listening socket handed over. Raises ControlError."""
+    sock = socket.socket(fileno=handed[0])  # fails for what is no socket
+    handed.clear()
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise ControlError(Answer.WRONG_DESCRIPTORS)
+    sock.setblocking(False)
+    return sock

@@ -9,7 +9,8 @@ from sandbox.plan import Bind, SandboxPlan, Tmpfs
 from sandbox.truth_table import TruthTable
 from supervisor.host import Host
 from supervisor.policy.files import covers
-from supervisor.policy.model import Claim, Model, Policy, Rule
+from supervisor.policy.model import Claim, Model, Net, Policy, Rule
+from supervisor.policy.net import reaches
 
 
 def broken(
@@ -46,16 +47,29 @@ def _call(claim: Claim, plan: SandboxPlan) -> str | None:
 
 
 def _net(claim: Claim, rules: Sequence[Rule], host: Host) -> str | None:
-    """Models are the only way out; so the hosts of their upstreams are all there is to compare."""
+    """The ways out are models, by the hosts of their upstreams, and net rules."""
     if claim.host is None:
         return None
     for rule in rules:
+        if isinstance(rule.permission, Net) and _meet(claim.host, rule.permission.host):
+            return f"rule {rule.id} reaches {rule.permission.host}"
         if not isinstance(rule.permission, Model):
             continue
         upstream = host.upstream(rule.permission.upstream)
         if upstream and upstream.host and _matches(claim.host, upstream.host):
             return f"upstream {upstream.name} of rule {rule.id} is {upstream.host}"
     return None
+
+
+def _meet(claimed: str, allowed: str) -> bool:
+    """Whether two patterns of hosts have a host in common. Of networks only names are compared: a
+    name may resolve to public addresses alone, which the broker sees to."""
+    if allowed == "*":
+        return "/" not in claimed and not claimed.replace(".", "").isdigit()
+    inside = allowed.startswith("*.") and claimed.startswith("*.")
+    if inside:
+        return allowed.endswith(claimed[1:]) or claimed.endswith(allowed[1:])
+    return reaches(claimed, allowed) or reaches(allowed, claimed)
 
 
 def _matches(pattern: str, host: str) -> bool:

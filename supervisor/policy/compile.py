@@ -20,6 +20,7 @@ from supervisor.policy.files import may_execute, mounts, state_directory
 from supervisor.policy.groups import Group, named_calls
 from supervisor.policy.limits import missing_cpus, plan_limits
 from supervisor.policy.model import Policy, Rule
+from supervisor.policy.net import egress_ports, net_entries, net_environment
 from supervisor.policy.parse import SERVICE_FDS
 from supervisor.policy.plans import (
     ChannelPlan,
@@ -29,8 +30,10 @@ from supervisor.policy.plans import (
     Source,
     WatchPlan,
 )
+from supervisor.policy.wiring import one_route_each
 
 EGRESS, EGRESS_PORT = "service.egress", 8100
+_BOUNDS = (1 << 20, 16, 120.0)  # of who calls no model
 _SOCKET_PATH = 107  # unix(7): sun_path without its NUL
 
 
@@ -54,33 +57,12 @@ def compile_policies(
         found += one.errors
         if plan is not None and not one.errors:
             compiled[workload] = plan
-    found += _one_route_each(compiled)
+    found += one_route_each(compiled)
     if errors is None and found:
         raise PolicyErrors(found)
     if errors is not None:
         errors += found
     return compiled
-
-
-def _one_route_each(compiled: dict[str, CompiledPolicy]) -> list[PolicyError]:
-    """A protocol belongs to one workload: the later one by id is taken out and told so."""
-    owners: dict[str, str] = {}
-    found = []
-    for workload in sorted(compiled):
-        for route in compiled[workload].routes:
-            owner = owners.setdefault(route.protocol, workload)
-            if owner != workload:
-                place = route.source
-                message = f"protocol {route.protocol} belongs to {owner} already"
-                fix = "give each protocol to one workload"
-                found.append(
-                    PolicyError(
-                        "protocol-taken", place.file, place.line, "allow.listen", message, fix,
-                        place.rule,
-                    )
-                )  # fmt: skip
-                compiled.pop(workload, None)
-    return found
 
 
 def with_words(
@@ -198,17 +180,17 @@ class _Compiler:
             jit=bool(self._of(model.Jit)),
             fds=self._fds(channels),
             tcp_bind=tuple(sorted(listen.port for _, listen in self._of(model.Listen))),
-            tcp_connect=(EGRESS_PORT,) if egress else (),
+            tcp_connect=egress_ports(egress),
             requires=(*policy.requires, *(("disk:quota",) if self._of(model.State) else ())),
         )
 
     def _environment(self, egress: dict[str, Any] | None) -> tuple[tuple[str, str], ...]:
         home = "/state" if self._of(model.State) else "/"
         found = [("HOME", home), ("LANG", "C.UTF-8"), ("PATH", "/usr/bin")]
-        if egress:
+        if egress and egress["models"]:
             found.append(("OPENAI_API_KEY", egress["placeholder"]))
             found.append(("OPENAI_BASE_URL", f"http://127.0.0.1:{EGRESS_PORT}/v1"))
-        return tuple(found)
+        return (*found, *net_environment(egress))
 
     def _limits(self) -> Limits:
         limits, online = self.policy.limits, self.context.cpus
@@ -292,12 +274,12 @@ class _Compiler:
         )
 
     def _egress(self) -> dict[str, Any] | None:
-        rules = self._of(model.Model)
-        if not rules:
+        rules, nets = self._of(model.Model), self._of(model.Net)
+        if not rules and not nets:
             plan_budgets(self.policy, [], self.host, self.known.get(EGRESS), self.errors)
             return None
         models: list[dict[str, Any]] = []
-        bounds = {(m.body_max, m.concurrent, m.timeout) for _, m in rules}
+        bounds = {(m.body_max, m.concurrent, m.timeout) for _, m in rules} or {_BOUNDS}
         if len(bounds) > 1:
             message = "model rules of one policy differ in body_max, concurrent or timeout"
             self._fail(rules[-1][0], "bounds-differ", message, "give them the same bounds")
@@ -319,7 +301,9 @@ class _Compiler:
                 )
         placeholder = self.context.placeholders.get(self.policy.id, "")
         if not placeholder:
-            self._fail(rules[0][0], "no-placeholder", "no placeholder token", "pass one per id")
+            self._fail(
+                (rules or nets)[0][0], "no-placeholder", "no placeholder token", "pass one per id"
+            )
         body_max, concurrent, timeout = sorted(bounds)[0]
         return {
             "placeholder": placeholder,
@@ -332,6 +316,7 @@ class _Compiler:
             "budgets": plan_budgets(
                 self.policy, models, self.host, self.known.get(EGRESS), self.errors
             ),
+            "net": net_entries(self.policy, nets, self.host, self._fail),
         }
 
     def _check_upstream(self, rule: Rule, name: str) -> None:

@@ -31,6 +31,7 @@ def explain(compiled: CompiledPolicy) -> str:
         ("System calls", _calls(plan.seccomp)),
         ("Network: own namespace with loopback only", _network(compiled)),
         ("Models, through the egress proxy", _models(compiled)),
+        ("Hosts outside, through the egress proxy", _nets(compiled)),
         ("Channels", _channels(compiled)),
         ("Limits", _limits(compiled)),
         ("Watch", _watch(compiled)),
@@ -183,7 +184,7 @@ def _network(compiled: CompiledPolicy) -> Iterator[str]:
 
 
 def _models(compiled: CompiledPolicy) -> Iterator[str]:
-    if egress := compiled.egress:
+    if (egress := compiled.egress) and egress["models"]:
         for model in egress["models"]:
             place = f"{compiled.policy.file}:{model['line']} {model['rule']}"
             yield f"{model['name']} at {model['upstream']}, redaction {model['redact']} ({place})"
@@ -198,6 +199,17 @@ def _models(compiled: CompiledPolicy) -> Iterator[str]:
         limits = "; ".join(map(_bound, budget.bounds))
         yield f"budget {budget.id}, {counted}: {limits}"
         yield f"    {compiled.policy.file}:{budget.line} {budget.why}"
+
+
+def _nets(compiled: CompiledPolicy) -> Iterator[str]:
+    for net in (compiled.egress or {}).get("net", ()):
+        what = f"{' '.join(net['methods']) or 'any method'} {net['path'] or 'any path'}"
+        if net["ask"]:
+            what = f"asks the operator, waits {net['hold']} s, his word holds {net['time']} s"
+        tunnel = "" if net["methods"] or net["path"] or net["credential"] else ", or a TLS tunnel"
+        key = f", key {net['credential']} put in" if net["credential"] else ""
+        yield f"{net['host']}:{net['port']}: {what}{key}{'' if net['ask'] else tunnel}"
+        yield f"    {compiled.policy.file}:{net['line']} {net['rule']}"
 
 
 def _bound(bound: Bound) -> str:

@@ -66,6 +66,28 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Net:
+    """A host outside, reached through the egress proxy's forward port.
+
+    `host`: a name, "*.domain" or "*"; `methods` and `path` empty: any. With `ask` the operator
+    decides; `hold` and `time` in seconds: how long a request waits, how long his word holds.
+    """
+
+    key: ClassVar[str] = "net"
+    host: str
+    port: int
+    methods: tuple[str, ...]
+    path: str
+    credential: str
+    header: str
+    prefix: str
+    websocket: str
+    ask: bool
+    hold: int
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """The workload's own directory, writable at /state; `size` bounds all of it."""
 
@@ -150,7 +172,7 @@ class Jit:
 
 
 Permission = (
-    File | Syscalls | Listen | Channel | Model | State | Tmpfs | Device | Devices
+    File | Syscalls | Listen | Channel | Model | Net | State | Tmpfs | Device | Devices
     | Capabilities | SystemGroup | Service | Headers | BpfDirectory | Jit
 )  # fmt: skip
 SERVICES_ONLY = (Capabilities, SystemGroup, Service, Headers, BpfDirectory)

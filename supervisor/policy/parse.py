@@ -38,6 +38,7 @@ from supervisor.policy.model import (
     Tmpfs,
     Watch,
 )
+from supervisor.policy.net import parse_net
 
 SCHEMA = "anchorhold.policy/1"
 FILE_NAME = r"[a-z0-9-]+\.toml"
@@ -332,6 +333,7 @@ _PERMISSIONS: dict[str, Callable[[Table], Permission | None]] = {
     "listen": _listen,
     "channel": _channel,
     "model": _model,
+    "net": parse_net,
     "state": _state,
     "tmpfs": _tmpfs,
     "device": _device,

@@ -6,10 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from supervisor.host import Host, Upstream
+from supervisor.policy.errors import PolicyError
 from supervisor.policy.plans import CompiledPolicy
 
 _LIMITS = {"head_max": 16384, "head_timeout": 5.0, "idle_timeout": 60.0, "connections": 256}
 ISSUER = "anchorhold"
+
+
+def one_route_each(compiled: dict[str, CompiledPolicy]) -> list[PolicyError]:
+    """A protocol belongs to one workload: the later one by id is taken out and told so."""
+    owners: dict[str, str] = {}
+    found = []
+    for workload in sorted(compiled):
+        for route in compiled[workload].routes:
+            owner = owners.setdefault(route.protocol, workload)
+            if owner != workload:
+                place = route.source
+                message = f"protocol {route.protocol} belongs to {owner} already"
+                fix = "give each protocol to one workload"
+                found.append(
+                    PolicyError(
+                        "protocol-taken", place.file, place.line, "allow.listen", message, fix,
+                        place.rule,
+                    )
+                )  # fmt: skip
+                compiled.pop(workload, None)
+    return found
 
 
 def egress_config(compiled: Mapping[str, CompiledPolicy], host: Host) -> dict[str, Any]:
@@ -71,7 +93,13 @@ def broker_targets(
         for workload, one in sorted(compiled.items())
         for route in one.routes
     }
-    return {"service.egress": upstreams, "service.ingress": routes}
+    nets = {
+        entry["target"]: {"host": entry["host"], "port": entry["port"]}
+        for one in compiled.values()
+        for entry in (one.egress or {}).get("net", ())
+        if not entry["ask"]
+    }
+    return {"service.egress": upstreams | nets, "service.ingress": routes}
 
 
 def _upstream(upstream: Upstream) -> dict[str, Any]:

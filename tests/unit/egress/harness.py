@@ -318,6 +318,7 @@ class Proxy:
         for fd in handed.values():
             os.close(fd)
         self.listeners: dict[str, tuple[str, int]] = {}
+        self.forwarders: dict[str, tuple[str, int]] = {}
 
     def command(self, message: Any, *fds: int) -> int:
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
@@ -330,6 +331,12 @@ class Proxy:
         sock = socket.create_server(("127.0.0.1", 0))
         self.listeners[workload] = sock.getsockname()
         assert self.command({"op": "listen", "workload": workload}, sock.fileno()) == 0
+        sock.close()
+
+    def forward(self, workload: str = WORKLOAD) -> None:
+        sock = socket.create_server(("127.0.0.1", 0))
+        self.forwarders[workload] = sock.getsockname()
+        assert self.command({"op": "forward", "workload": workload}, sock.fileno()) == 0
         sock.close()
 
     def unlock(self, keys: dict[str, str] | None = None) -> None:

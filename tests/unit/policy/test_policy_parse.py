@@ -87,8 +87,8 @@ MISTAKES = [
     ("empty command", '["/usr/bin/echo"]', "[]", "wrong-type", 8, "run.command"),
     ("a port the kernel keeps", 'syscalls = { group = "python-tool/1" }',
      'listen = { port = 80, through = "egress" }', "out-of-range", 19, "allow.listen.port"),
-    ("a network rule, which nothing would enforce", 'syscalls = { group = "python-tool/1" }',
-     'net = { host = "example.org", port = 443 }', "unknown-key", 19, "allow.net"),
+    ("every host, unasked", 'syscalls = { group = "python-tool/1" }', 'net = { host = "*" }',
+     "bad-value", 19, "allow.net.host"),
     ("an empty claim", 'never = { file = { path = "/etc/**", access = ["read"] } }', "never = { }",
      "one-permission", 29, "claim.never"),
 ]  # fmt: skip
