@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aiohttp.client_reqrep import ClientRequest
     from aiohttp.tracing import Trace
 
-_POOL, _KEEPALIVE = 64, 15.0
+_POOL, _KEEPALIVE = 1024, 15.0
 # Nothing was sent yet, and a second try may find the server up.
 _AGAIN = frozenset({Status.CONNECT_FAILED, Status.RESOLVE_FAILED, Status.UNKNOWN})
 _PAUSE = 0.05
