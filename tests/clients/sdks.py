@@ -44,6 +44,7 @@ _OPENAI = {
     "broken": "InternalServerError", "overloaded": "InternalServerError",
     "timeout": "APITimeoutError",
 }  # fmt: skip
+_LITELLM = _OPENAI | {"overloaded": "APIError", "timeout": "Timeout"}
 _NODE = _OPENAI | {"timeout": "APIConnectionTimeoutError"}
 
 
@@ -60,5 +61,9 @@ SDKS = (
     Sdk(
         "openai-node", (NODE, f"{PROGRAMS}/openai_node.mjs"), openai.PROVIDER,
         {"OPENAI_BASE_URL": "/v1"}, "OPENAI_API_KEY", "authorization", "Bearer ", _NODE, jit=True,
+    ),
+    Sdk(
+        "litellm", python("litellm_python"), openai.PROVIDER,
+        {"OPENAI_BASE_URL": "/v1"}, "OPENAI_API_KEY", "authorization", "Bearer ", _LITELLM,
     ),
 )  # fmt: skip
