@@ -7,31 +7,45 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
-# Total length by country: the IBAN registry (SWIFT, ISO 13616).
-_IBAN = {
-    "AD": 24, "AE": 23, "AT": 20, "BE": 16, "BG": 22, "CH": 21, "CY": 28, "CZ": 24, "DE": 22,
-    "DK": 18, "EE": 20, "ES": 24, "FI": 18, "FR": 27, "GB": 22, "GI": 23, "GR": 27, "HR": 21,
-    "HU": 28, "IE": 22, "IL": 23, "IS": 26, "IT": 27, "LI": 21, "LT": 20, "LU": 20, "LV": 21,
-    "MC": 27, "MT": 31, "NL": 18, "NO": 15, "PL": 28, "PT": 25, "RO": 24, "SA": 24, "SE": 24,
-    "SI": 19, "SK": 24, "SM": 27, "TR": 26,
-}  # fmt: skip
 _OURS = ("[REDACTED:", "anchorhold-placeholder-")
 _SAMPLES = (
-    "example",
-    "changeme",
-    "placeholder",
-    "your-",
-    "your_",
-    "xxxx",
-    "****",
-    "....",
-    "<",
-    "${",
+    "example", "changeme", "change-me", "change_me", "placeholder", "your-", "your_", "yourkey",
+    "yourtoken", "xxxx", "****", "....", "<", "${", "{{", "$(", "redacted", "insert-", "insert_",
+    "replace-", "replace_", "not-a-real", "aaaaaa", "goes-here", "goes_here", "\u2022\u2022",
+)  # fmt: skip
+# Keys that their issuers print in their documents: SHA-256, first 16 hex digits, so that no file
+# here holds anything that looks like a key.
+_PUBLISHED = frozenset({
+    "0b476bdf9acf2123", "2037abcaffb2b777", "27a9a42931dff7eb", "3543c50b0cb9cea8",
+    "37f8f09bdf12c2f2", "3a8b61d0f636b007", "3f370c9dd8225c63", "49f777db995e8260",
+    "4b8cbd96c8530f05", "4c98242dcadc8b29", "7f75367e78812551", "8731261cb72d8626",
+    "a19f89ab3555eac1", "a6c814bc555ae62c", "dc0fcf046c61640c", "e4a5542bb7fd7b67",
+    "ea9bb1082cf95663", "eb540d2b6ee2a0a4", "f2d6ca16515033e5", "f5375a46365089a8",
+})  # fmt: skip
+_INTEGRITY = re.compile(r"(?:sha(?:1|224|256|384|512)|md5)[-:=]", re.IGNORECASE)
+_DATED = re.compile(r"\d{8}T\d{4,6}Z?\Z")
+_RUN = re.compile(r"[A-Za-z0-9]+")
+_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+# What can be said aloud: a vowel, and nowhere four consonants together.
+_WORD = re.compile(r"(?=.*[aeiouy])(?!.*[^aeiouy]{4})[a-z]{5,}\Z", re.IGNORECASE)
+# A name, a member of one, a call: what stands behind "password =" in a program.
+_CODE = re.compile(
+    r"""[$@&*!]?[A-Za-z_][\w$]*(?:(?:\.|->|::|\?\.)[A-Za-z_][\w$]*)*(?:[(\[{].*|\?|!)?[;)}\]]*\Z"""
 )
+_VARIABLE = re.compile(r"[$%#@][({A-Za-z_]|\(|\{|required\b|optional\b|min:|max:")
+_TEMPLATE = re.compile(r"\{[\w:. -]{0,40}\}|\$[({]")
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_COMMON = frozenset(
+    {"user", "username", "pass", "password", "passwd", "token", "test", "foo", "bar", "admin",
+     "secret", "root", "guest", "login", "name", "key", "xxx", "yyy", "demo", "none", "null"}
+)  # fmt: skip
 
 
 def entropy(text: str) -> float:
@@ -50,71 +64,135 @@ def monotonous(value: str) -> bool:
     return len(set(value[-16:])) <= 2 and not value[-1].isdigit()
 
 
-def luhn(value: str) -> int:
-    """A payment card: 13 to 19 digits of a card range with a right Luhn digit (ISO 7812-1)."""
-    digits = [int(c) for c in value if c.isdigit()]
-    if not 13 <= len(digits) <= 19 or digits[0] not in (2, 3, 4, 5, 6):
-        return 0
-    if len(set(digits)) == 1:
-        return 0
-    doubled = (d * 2 - 9 if d > 4 else d * 2 for d in digits[-2::-2])
-    return len(value) if (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 else 0
-
-
-def iban(value: str) -> int:
-    """An IBAN with right check digits (ISO 13616: mod 97); text after its length is left."""
-    size = _IBAN.get(value[:2])
-    if size is None:
-        return 0
-    kept, seen = "", 0
-    for seen, character in enumerate(value, 1):  # noqa: B007  # used after the loop
-        if character != " ":
-            kept += character
-        if len(kept) == size:
-            break
-    else:
-        return 0
-    return seen if int("".join(str(int(c, 36)) for c in kept[4:] + kept[:4])) % 97 == 1 else 0
-
-
-def phone(value: str) -> int:
-    """A telephone number: 8 to 15 digits (E.164), not all the same."""
-    digits = [c for c in value if c.isdigit()]
-    return len(value) if 8 <= len(digits) <= 15 and len(set(digits)) > 1 else 0
-
-
-def jwt(value: str) -> int:
-    """A JSON web token: its first part is base64url of a JSON object (RFC 7519)."""
-    head = value.split(".", 1)[0]
-    try:
-        plain = base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
-    except (binascii.Error, ValueError):
-        return 0
-    return len(value) if plain.startswith(b"{") and b'"' in plain else 0
-
-
-def token(value: str) -> int:
-    """A value behind a telling name: letters and digits mixed, no sample, no plain words."""
+def sample(value: str) -> bool:
+    """True for text that stands for a value: "changeme", "<key>", "${KEY}", the alphabet."""
     lowered = value.lower()
-    if any(sample in lowered for sample in _SAMPLES):
-        return 0
-    has_digit = any(c.isdigit() for c in value)
-    return len(value) if has_digit and any(c.isalpha() for c in value) else 0
-
-
-def password(value: str) -> int:
-    """A value behind the word password: not a sample, and not merely one ordinary word."""
-    lowered = value.lower()
-    if any(sample in lowered for sample in _SAMPLES) or value.isalpha():
-        return 0
-    return len(value)
+    if any(mark in lowered for mark in _SAMPLES) or value.endswith(".."):
+        return True
+    following = sum(ord(b) - ord(a) == 1 for a, b in pairwise(lowered))
+    return following * 2 > len(lowered)
 
 
 def published(value: str) -> int:
     """A provider's key that is not its documentation's own sample."""
-    return 0 if value.endswith("EXAMPLE") or "EXAMPLEKEY" in value else len(value)
+    if value.endswith("EXAMPLE") or "EXAMPLEKEY" in value or sample(value):
+        return 0
+    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return 0 if digest in _PUBLISHED else len(value)
+
+
+def jwt(value: str) -> int:
+    """A JSON web token: its first part is base64url of a JSON object (RFC 7519)."""
+    plain = _decoded(value.split(".", 1)[0])
+    if not published(value):
+        return 0
+    return len(value) if plain.startswith(b"{") and b'"' in plain else 0
+
+
+def jwt_in_base64(value: str) -> int:
+    """A JSON web token in base64."""
+    plain = _decoded(value[: len(value) // 4 * 4])
+    return len(value) if plain.startswith(b"eyJ") and b"." in plain else 0
+
+
+def _decoded(text: str) -> bytes:
+    text = text.rstrip("=").replace("+", "-").replace("/", "_")
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def mixed(value: str) -> int:
+    """A value whose form says nearly all: no sample, and both letters and digits."""
+    if sample(value) or not any(c.isdigit() for c in value):
+        return 0
+    return len(value) if any(c.isalpha() for c in value) else 0
+
+
+def irregular(value: str) -> int:
+    """Letters that change their case, or to digits, more often than names in programs do."""
+    return len(value) if not sample(value) and _changes(value) * 3 >= 1 else 0
+
+
+def token(value: str) -> int:
+    """A value that looks random: letters and digits mixed in a way that no word or version is."""
+    if sample(value) or _INTEGRITY.match(value):
+        return 0
+    size = longest = words = 0
+    for run in _RUN.findall(value):
+        if run.isdigit() or _DATED.match(run) or (run.isalpha() and _changes(run) < 0.4):
+            continue
+        size += len(run)
+        longest = max(longest, len(run))
+        if _changes(run) < 0.5:
+            words += sum(len(piece) for piece in _PIECE.findall(run) if _WORD.match(piece))
+    return len(value) if (longest >= 8 or size >= 12) and words * 2 <= size else 0
+
+
+def _changes(value: str) -> float:
+    """Return the share of neighbours that are of two kinds: lower case, upper case, digit."""
+    kinds = ["l" if c.islower() else "u" if c.isupper() else "d" for c in value if c.isalnum()]
+    changes = sum(a != b for a, b in pairwise(kinds))
+    return changes / max(1, len(kinds) - 1)
+
+
+def header(value: str) -> int:
+    """What stands behind a header's name: no sample, no plain words; short ones too."""
+    if sample(value) or not any(c.isdigit() or c.isupper() for c in value[1:]):
+        return 0
+    if value.isalpha() or not value.strip("0123456789.-"):
+        return 0
+    return len(value) if token(value) or len(value) < 32 or entropy(value) > 3.8 else 0
+
+
+def password(value: str) -> int:
+    """A value behind the word password: not a sample, not one ordinary word, not a program."""
+    if sample(value) or value.isalpha() or value.lower() in _COMMON or len(set(value)) < 3:
+        return 0
+    if _VARIABLE.match(value) or _TEMPLATE.search(value):
+        return 0
+    # "user.password" and "read_password()" are names; "hunter2" is none, nor is "pass_4711".
+    plain = any(c.isdigit() for c in value) and "(" not in value and "." not in value
+    if _CODE.match(value) and not plain:
+        return 0
+    words = value.strip(".,;:!?)").replace("-", "").replace("_", "").replace("'", "")
+    return len(value) if not words.isalpha() or len(value) > 20 else 0
+
+
+def user_and_password(value: str) -> int:
+    """``user:password`` on a command line, one of them random enough."""
+    user, _, secret = value.replace('"', "").replace("'", "").partition(":")
+    for part in (secret, user) if not secret else (secret,):
+        plain = part.isalpha() and not (len(part) > 11 and irregular(part))
+        known = part.lower() in _COMMON or part.isdigit() or plain
+        if (
+            part
+            and not known
+            and not part.startswith(("$", "[", "<", "{{"))
+            and (password(part) or part.isalpha())
+        ):
+            return len(value)
+    return 0
+
+
+def base58(value: str) -> int:
+    """Base58Check: the last four bytes are a double SHA-256 of the rest (Bitcoin, BIP 32)."""
+    number = 0
+    for character in value:
+        digit = _BASE58.find(character)
+        if digit < 0:
+            return 0
+        number = number * 58 + digit
+    data = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    digest = hashlib.sha256(hashlib.sha256(data[:-4]).digest()).digest()
+    return len(value) if len(data) > 8 and digest[:4] == data[-4:] else 0
 
 
 CHECKS: dict[str, Callable[[str], int]] = {
-    check.__name__: check for check in (luhn, iban, phone, jwt, token, password, published)
-}
+    check.__name__: check
+    for check in (
+        published, jwt, jwt_in_base64, mixed, irregular, token, header, password, user_and_password,
+        base58,
+    )
+}  # fmt: skip

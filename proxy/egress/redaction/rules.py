@@ -11,18 +11,46 @@ from typing import Any, Literal, get_args
 
 from proxy.errors import ProxyError
 
-from .checks import CHECKS
+from . import checks, personal
 
-Hold = Literal["token", "word", "assignment", "digits", "block"]
+Hold = Literal["token", "mixed", "word", "assignment", "digits", "block"]
+Severity = Literal["low", "medium", "high", "critical"]
 FOLDER = Path(__file__).resolve().parent.parent / "rules"
+_CHECKS = checks.CHECKS | personal.CHECKS
 _ID = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-_LEFT = {"word": r"(?<![A-Za-z0-9_])", "digit": r"(?<![\d.])", "none": ""}
+_LEFT = {
+    "word": r"(?<![A-Za-z0-9_])",
+    "name": r"(?:(?<![A-Za-z])|(?-i:(?<=[a-z0-9])(?=[A-Z])))",  # also a hump: "theApiKey"
+    "token": r"(?<![A-Za-z0-9_./-])",  # nosec B105  # an expression, no password
+    "digit": r"(?<![\d.])",
+    "none": "",
+}
 _RIGHT = {
     "word": r"(?![A-Za-z0-9_])",
     "token": r"(?![A-Za-z0-9_-])",  # nosec B105  # an expression, no password
     "digit": r"(?!\d)",
     "none": "",
 }
+# The name ends, or goes on as names do: "fooKey", "foobot", but neither "foot" nor "FOOTER".
+_STOP = (
+    r"(?:(?=tokens?|keys?|secret|api|auth|access|client|app|id\b|bot|pass|cred|pub)"
+    r"|(?-i:(?![a-z])(?!(?<=[A-Z])[A-Z]{2})))"
+)
+# Between a name that tells and its value, in the notations of programs, settings and prose:
+# FOO_KEY=, "fooKey": ", foo.key := `, <fooKey>, "FOO", "value": ", set("foo", ", const key: str =.
+_NAME_END = r"""[\w.-]{0,24}(?:[ \t][\w.-]{1,16}){0,2}[\\"'`\])]{0,3}"""
+_BETWEEN = (
+    _NAME_END + r"""(?:,?\s{1,24}["']?(?:secret_?|default_?)?value["']?)?"""
+    r"""(?:\s{0,2}:\s{0,2}&?(?:str|string|text|varchar)\b)?\s{0,4}"""
+    r"""(?:(?::{1,4}=?|={1,3}>?|\?=|\.=|\|\|=?|:?\s(?:is|ist)\s|(?<=\s)(?=["'`]))[ \t]{0,4}"""
+    r"""|>(?!\s)|>\s{0,2}\n\s{0,24}|[,(]\s{0,16})[rbuf]?\\?["'`]{0,3}"""
+)
+_TRIGGER = (
+    r"""[\w.-]*(?:[ \t][\w.-]+){0,2}[\\"'`\])]*"""
+    r"""(?:\s*[:=>,|?(]|["'`]|\si(?:s|st)\s|,?\s+["']?\w{0,8}value)"""
+)
+_REPEAT = re.compile(r"(?<!\\)\{(\d+)(,?)(\d*)\}(\)*(?:=\{0,\d\}|=\?)?\)*$)?")
+_ENOUGH = 8
 
 
 class RulesInvalid(ProxyError):  # reads as a sentence where it is raised
@@ -36,14 +64,17 @@ class RulesInvalid(ProxyError):  # reads as a sentence where it is raised
 class Rule:
     """One kind of secret or personal datum.
 
-    `pattern` is what hyperscan gets; `confirm` is the same between its borders, for `re`; its
+    `pattern` is what hyperscan gets; `confirm` says for `re` where exactly the value is; its
     group `secret` (or all of it) is masked. `keywords` (lower case) must stand in the match or up
     to 60 characters before it, and are what holds a stream back, in the way `hold` says. `grows`:
-    an unfinished token at the hold-back's cap counts as a match.
+    an unfinished token at the hold-back's cap counts as a match. `match` and `clean` are examples
+    in the notation of `examples.py`.
     """
 
     id: str
     group: str
+    severity: Severity
+    why: str
     pattern: str
     caseless: bool
     confirm: re.Pattern[str]
@@ -54,6 +85,8 @@ class Rule:
     bounded: bool
     grows: bool
     generic: bool
+    match: tuple[str, ...]
+    clean: tuple[str, ...]
 
     @property
     def placeholder(self) -> str:
@@ -63,88 +96,138 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """All rules, and which groups of rules each redaction class of the policy masks."""
+    """All rules; what each group of them is; and which groups each class of a policy masks."""
 
     rules: tuple[Rule, ...]
+    groups: dict[str, str]
     classes: dict[str, frozenset[str]]
 
 
 _TYPES: dict[str, type] = {
-    "id": str, "group": str, "pattern": str, "keywords": list, "caseless": bool, "check": str,
+    "id": str, "group": str, "severity": str, "why": str, "pattern": str, "trigger": str,
+    "name": str, "value": str, "keywords": list, "caseless": bool, "check": str,
     "entropy": float, "hold": str, "left": str, "right": str, "body": str, "end": str,
-    "grows": bool, "generic": bool, "why": str,
+    "grows": bool, "generic": bool, "match": list, "clean": list,
 }  # fmt: skip
 
 
-def load(folder: Path = FOLDER) -> RuleBook:
-    """Read every ``*.toml`` of `folder` in the order of their names; raises RulesInvalid."""
+def load(*folders: Path) -> RuleBook:
+    """Read every ``*.toml`` of `folders` (ours, if none) by name; raises RulesInvalid."""
     rules: list[Rule] = []
+    groups: dict[str, str] = {}
     classes: dict[str, frozenset[str]] = {}
-    for path in sorted(folder.glob("*.toml")):
+    for path in (path for folder in folders or (FOLDER,) for path in sorted(folder.glob("*.toml"))):
         try:
             document = tomllib.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise RulesInvalid(f"{path.name}: {error}.") from None
-        for name, groups in document.pop("class", {}).items():
-            classes[name] = frozenset(groups)
+        groups |= document.pop("group", {})
+        for name, members in document.pop("class", {}).items():
+            classes[name] = frozenset(members)
         for index, item in enumerate(document.pop("rule", ()), 1):
             rules.append(_rule(item, f"{path.name}: rule {index}"))
         if document:
             raise RulesInvalid(f"{path.name}: unknown table {next(iter(document))}.")
     names = [rule.id for rule in rules]
-    if len(set(names)) != len(names) or not names:
-        raise RulesInvalid("There are no rules, or two of one name.")
+    if not names:
+        raise RulesInvalid("There are no rules.")
+    for name in names:
+        if names.count(name) > 1:
+            raise RulesInvalid(f"Two rules are called {name}.")
     known = {rule.group for rule in rules}
-    for name, groups in classes.items():
-        for group in sorted(groups - known):
+    for group in sorted(known - groups.keys()):
+        raise RulesInvalid(f"group {group} is used by a rule and described nowhere.")
+    for name, members in classes.items():
+        for group in sorted(members - known):
             raise RulesInvalid(f"class {name}: no rule is in group {group}.")
-    return RuleBook(tuple(rules), classes)
+    return RuleBook(tuple(rules), groups, classes)
 
 
 def _rule(item: dict[str, Any], at: str) -> Rule:
+    at = f"{at} ({item.get('id', 'without id')})"
     for name, value in item.items():
         if name not in _TYPES:
             raise RulesInvalid(f"{at}: unknown field {name}.")
         if not isinstance(value, _TYPES[name]):
             raise RulesInvalid(f"{at}: {name} is not a {_TYPES[name].__name__}.")
-    for name in ("id", "group", "pattern"):
+    named = "name" in item or "value" in item
+    for name in ("id", "group", *(("name", "value") if named else ("pattern",))):
         if name not in item:
             raise RulesInvalid(f"{at}: {name} is missing.")
-    at = f"{at} ({item['id']})"
-    hold = item.get("hold", "token")
+    hold = item.get("hold", "assignment" if named else "token")
     if hold not in get_args(Hold) or not _ID.fullmatch(item["id"]):
         raise RulesInvalid(f"{at}: id or hold is not of the known form.")
-    keywords = tuple(item.get("keywords", ()))
+    keywords = tuple(item.get("keywords", [item["name"]] if named else ()))
     if any(word != word.lower() or not word for word in keywords):
         raise RulesInvalid(f"{at}: keywords are lower case and not empty.")
     if not keywords and hold != "digits":
         raise RulesInvalid(f"{at}: only a rule that holds digits needs no keyword.")
     check = item.get("check")
-    if check is not None and check not in CHECKS:
+    if check is not None and check not in _CHECKS:
         raise RulesInvalid(f"{at}: no check is called {check}.")
+    caseless = item.get("caseless", named)
     try:
-        pattern = item["pattern"]
-        left, right = _LEFT[item.get("left", "word")], _RIGHT[item.get("right", "word")]
-        whole = f"{left}(?:{pattern}){right}"
-        if hold == "block":
-            body, end = item["body"], item["end"]
-            # The body runs to the end mark, or to the first character that it cannot hold.
-            whole = f"{pattern}(?:{body})*?(?:{end}|(?!{body}))"
-        flags = re.ASCII | (re.IGNORECASE if item.get("caseless") else 0)
-        confirm = re.compile(whole, flags)
+        confirm, pattern = _expressions(item, named)
+        compiled = re.compile(confirm, re.ASCII | (re.IGNORECASE if caseless else 0))
     except (KeyError, re.error) as error:
         raise RulesInvalid(f"{at}: {error}.") from None
+    if item.get("severity") not in get_args(Severity) or not item.get("why"):
+        raise RulesInvalid(f"{at}: severity ({', '.join(get_args(Severity))}) or why is missing.")
+    if not item.get("match") or not item.get("clean"):
+        raise RulesInvalid(f"{at}: match and clean have one example each at least.")
     return Rule(
         id=item["id"],
         group=item["group"],
-        pattern=re.sub(r"\(\?P<\w+>", "(", pattern),
-        caseless=item.get("caseless", False),
-        confirm=confirm,
+        severity=item["severity"],
+        why=item["why"],
+        pattern=pattern,
+        caseless=caseless,
+        confirm=compiled,
         keywords=keywords,
-        check=CHECKS[check] if check else None,
+        check=_CHECKS[check] if check else None,
         entropy=item.get("entropy", 0.0),
         hold=hold,
-        bounded=left != "",
+        bounded=item.get("left", "word") in ("word", "token"),
         grows=item.get("grows", False),
         generic=item.get("generic", False),
+        match=tuple(item["match"]),
+        clean=tuple(item["clean"]),
     )
+
+
+def _expressions(item: dict[str, Any], named: bool) -> tuple[str, str]:
+    """Return the exact expression for `re`, and one for hyperscan that matches wherever it does."""
+    left = _LEFT[item.get("left", "name" if named else "word")]
+    right = _RIGHT[item.get("right", "word")]
+    if named:
+        # The name is a word or an alternation; what stands behind it is the same for all.
+        trigger = f"(?:{item.get('trigger', item['name'])}){_TRIGGER}"
+        return (
+            f"{left}(?:{item['name']}){_STOP}{_BETWEEN}(?P<secret>{item['value']}){right}",
+            trigger,
+        )
+    pattern = item["pattern"]
+    trigger = _loose(item.get("trigger", re.sub(r"\(\?P<\w+>", "(", pattern)))
+    if item.get("hold") == "block":
+        body, end = item["body"], item["end"]
+        # The body runs to the end mark, or to the first character that it cannot hold.
+        return f"{pattern}(?:{body})*?(?:{end}|(?!{body}))", trigger
+    return f"{left}(?:{pattern}){right}", trigger
+
+
+def _loose(pattern: str) -> str:
+    """Return `pattern` with its long counted repeats left open, and the last one cut short.
+
+    Counting costs hyperscan states: all rules compile in a fifth of the time, and each match is
+    reported once and not at every further character.
+    """
+
+    def loose(match: re.Match[str]) -> str:
+        least, most, end = int(match[1]), match[3] or (match[1] if not match[2] else ""), match[4]
+        if end is not None and least:
+            return f"{{{min(least, _ENOUGH)}}}" + re.sub(r"=(?:\?|\{0,\d\})", "", end)
+        if end is not None or (most and int(most) <= _ENOUGH):
+            return match[0]
+        return f"{{{min(least, _ENOUGH)},}}"
+
+    return _REPEAT.sub(loose, pattern)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from ahocorasick_rs import AhoCorasick
+
 from .rules import Rule, RuleBook
 from .scan import Finding
 from .text import Masker
@@ -23,11 +25,15 @@ _DIGITS = re.compile(
     r"(?:[+(0-9][0-9 ().+/-]*|(?<![A-Za-z0-9])[A-Z](?:[A-Z](?:\d(?:\d[A-Z0-9 ]*)?)?)?)\Z"
 )
 _BLOCK = re.compile(r"-{1,5}(?:B[A-Z0-9 ]{0,60}-{0,5})?\Z")
-_OPERATOR = (
-    r"[\w.-]{0,24}[\"'\]]{0,2}\s{0,3}(?:s(?:t(?:r(?:i(?:n(?:g\s?)?)?)?)?)?)?"
-    r"(?:(?:[:=?.,]{1,5}>?|:?\s?i(?:st?)?\s?)\s{0,3}(?:(?:bearer|basic|token|[a-z]{0,6})\s{0,3})?"
-    r"[\"'`]?[^\s\"'`<>\[\]]*)?\Z"
+# What may stand behind a name that tells, up to and with its unfinished value (see rules.py).
+_ASSIGNED = re.compile(
+    r"[\w.-]{0,24}(?:[ \t][\w.-]{0,16}){0,2}[\\\"'`\])]{0,3},?\s{0,24}"
+    r"(?:[\"']?[a-z_]{1,13}[\"']?\s{0,3})?(?::\s{0,2}&?\w{0,7}\s{0,4})?"
+    r"(?:[:=?.|,>(]{1,5}|:?\s{0,2}i(?:st?)?\s?)?\s{0,26}(?:(?:bearer|basic|token|[a-z-]{0,9})[\s:]{0,3})?"
+    r"[rbuf]?[\\\"'`]{0,4}[^\s\"'`<>]*\Z",
+    re.IGNORECASE | re.ASCII,
 )
+_DIGIT = re.compile(r"\d")
 
 
 class HoldBack:
@@ -42,9 +48,9 @@ class HoldBack:
         self._tokens = re.compile(
             f"(?<![A-Za-z0-9_])(?:{_any(bounded)})|(?:{_any(free)})", re.IGNORECASE | re.ASCII
         )
-        self._names = re.compile(f"(?:{_any(named)})", re.IGNORECASE | re.ASCII)
-        self._assignment = re.compile(f"(?:{_any(named)}){_OPERATOR}", re.IGNORECASE | re.ASCII)
+        self._names = AhoCorasick(sorted(named))
         self._words = {rule.group for rule in book.rules if rule.hold == "word"}
+        self._mixed = {rule.group for rule in book.rules if rule.hold == "mixed"}
         every = bounded | free | named
         self._partial = {word[:n] for word in every for n in range(1, len(word))}
         self._longest = max(len(word) for word in every)
@@ -64,16 +70,21 @@ class HoldBack:
             point = cut
         elif token:
             point, rule = token.start(), self._grows.get(token[0].lower())
+        if self._mixed & groups and _DIGIT.search(text, cut):
+            point = cut
         for size in range(min(self._longest, len(text) - released), 0, -1):
             if text[-size:].lower() in self._partial:
                 point = min(point, len(text) - size)
                 break
         # No more than CAP is ever held, so nothing earlier counts; the shapes take quadratic time.
         near = max(released, len(text) - CAP)
-        if self._names.search(text, near):
-            assignment = self._assignment.search(text, near)
-            if assignment and assignment.start() < point:
-                point, rule = assignment.start(), None
+        lowered = text[near:].lower()
+        for _, start, end in self._names.find_matches_as_indexes(lowered, overlapping=True):
+            if near + start >= point:
+                break
+            if _ASSIGNED.match(text, near + end):
+                point, rule = near + start, None
+                break
         for shape in (_DIGITS, _BLOCK):
             match = shape.search(text, near)
             if match and match.start() < point:

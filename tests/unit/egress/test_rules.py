@@ -1,0 +1,128 @@
+"""The rule files: every rule by its own examples, and what a rule file may not be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from proxy.egress.guard import KeyGuard
+from proxy.egress.keys import KeyRing
+from proxy.egress.redaction import examples, rules
+from proxy.egress.redaction.rules import Rule, RulesInvalid
+from proxy.egress.redaction.scan import Scanner
+from proxy.egress.redaction.stream import Channel, HoldBack
+from proxy.egress.redaction.text import Masker
+
+BOOK = rules.load()
+SCANNER = Scanner(BOOK)
+HOLD = HoldBack(BOOK)
+GUARD = KeyGuard(KeyRing())
+ALL = "strict"
+RULE = """[group]
+g = "a group"
+[[rule]]
+id = "a"
+group = "g"
+severity = "low"
+why = "A test."
+pattern = 'tok-[a-z0-9]{20}'
+keywords = ["tok-"]
+match = ["tok-{20:lower}"]
+clean = ["tok-{10:lower}"]
+"""
+
+
+def scanned(text: str) -> list[tuple[str, str]]:
+    return [
+        (f.rule.id, text[f.start : f.end])
+        for f in SCANNER.find(text, SCANNER.presets[ALL])
+        if f.rule
+    ]
+
+
+def test_every_example_of_every_rule_does_what_it_says() -> None:
+    assert list(examples.faults(BOOK)) == []
+
+
+def test_wrong_examples_are_faults(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(RULE)
+    assert list(examples.faults(rules.load(tmp_path))) == []
+    file.write_text(RULE.replace("tok-{20:lower}", "tok-{19:lower}"))
+    assert "match example 1" in next(examples.faults(rules.load(tmp_path)))
+    file.write_text(RULE.replace("tok-{10:lower}", "tok-{20:lower}"))
+    assert "clean example 1" in next(examples.faults(rules.load(tmp_path)))
+    file.write_text(RULE.replace("tok-{20:lower}", "tok-{20:lower}.{30:lower}"))
+    assert "as a whole" in next(examples.faults(rules.load(tmp_path))), "a run was left"
+
+
+def test_examples_are_the_same_every_time_and_look_random() -> None:
+    text, runs = examples.expand("a {20:alnum} {4:hex} {64:HEX}")
+    assert examples.expand("a {20:alnum} {4:hex} {64:HEX}") == (text, runs)
+    assert [len(run) for run in runs] == [20, 4, 64] and text == f"a {' '.join(runs)}"
+    assert text != examples.expand("b {20:alnum} {4:hex} {64:HEX}")[0].replace("b", "a", 1)
+    with pytest.raises(RulesInvalid, match="alphabet"):
+        examples.expand("{20:runes}")
+
+
+def test_no_rule_file_holds_what_a_rule_masks() -> None:
+    """Other scanners shall stay quiet about this tree: what is random is made when it is needed."""
+    for path in rules.FOLDER.glob("1*.toml"):
+        assert [rule for rule, _ in scanned(path.read_text())] == [], path.name
+
+
+def test_there_are_enough_kinds_and_each_says_why() -> None:
+    secrets = [rule for rule in BOOK.rules if rule.group == "secret"]
+    assert len(secrets) >= 220
+    for rule in BOOK.rules:
+        assert rule.why.endswith(".") and rule.group in BOOK.groups
+    assert set(Counter(rule.severity for rule in secrets)) == {"low", "medium", "high", "critical"}
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_examples_are_masked_in_a_stream_as_in_a_finished_text(part: int) -> None:
+    for rule in BOOK.rules[part::8]:
+        for example in rule.match:
+            text, runs = examples.expand(example)
+            passed = _streamed(f"See: {text} and more.", rule)
+            for run in runs:
+                if len(run) >= 8:
+                    assert run not in passed, f"{rule.id}: {example}"
+
+
+def _streamed(text: str, rule: Rule) -> str:
+    name = next(name for name, groups in BOOK.classes.items() if rule.group in groups)
+    channel = Channel(Masker(SCANNER, GUARD, name), HOLD)
+    return "".join(channel.feed(character) for character in text) + channel.flush()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('severity = "low"', "", "severity"),
+        ('severity = "low"', 'severity = "mild"', "severity"),
+        ('why = "A test."', "", "why"),
+        ('match = ["tok-{20:lower}"]', "", "match"),
+        ('clean = ["tok-{10:lower}"]', "clean = []", "clean"),
+        ('g = "a group"', "", "described nowhere"),
+        ("pattern", 'name = "x"\npattern', "value is missing"),
+        ('id = "a"', 'id = "A b"', "id"),
+        ("[[rule]]", "[[rules]]", "unknown table rules"),
+    ],
+)
+def test_incomplete_rule_is_refused(tmp_path: Path, old: str, new: str, says: str) -> None:
+    (tmp_path / "x.toml").write_text(RULE)
+    assert rules.load(tmp_path).rules[0].id == "a", "the control"
+    (tmp_path / "x.toml").write_text(RULE.replace(old, new))
+    with pytest.raises(RulesInvalid, match=says):
+        rules.load(tmp_path)
+
+
+def test_rules_of_several_folders_are_one_book_and_no_id_is_used_twice(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(RULE)
+    both = rules.load(rules.FOLDER, tmp_path)
+    assert len(both.rules) == len(BOOK.rules) + 1 and both.rules[-1].id == "a"
+    with pytest.raises(RulesInvalid, match="called a"):
+        rules.load(tmp_path, tmp_path)
