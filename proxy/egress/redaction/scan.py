@@ -106,7 +106,7 @@ class Scanner:
                 continue
             spans = windows.setdefault(number, [])
             start = max(0, at - WINDOW)
-            if ",}" in rule.pattern:  # as long as it likes: back to where the token begins
+            if ",}" in rule.confirm.pattern:  # as long as it likes: back to where the token begins
                 low = max(0, start - REACH)
                 start = low + len(text[low:start].rstrip(_TOKEN))
             if spans and start <= spans[-1][1]:

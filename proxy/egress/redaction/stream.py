@@ -27,10 +27,11 @@ _DIGITS = re.compile(
 _BLOCK = re.compile(r"-{1,5}(?:B[A-Z0-9 ]{0,60}-{0,5})?\Z")
 # What may stand behind a name that tells, up to and with its unfinished value (see rules.py).
 _ASSIGNED = re.compile(
-    r"[\w.-]{0,24}(?:[ \t][\w.-]{0,16}){0,2}[\\\"'`\])]{0,3},?\s{0,24}"
-    r"(?:[\"']?[a-z_]{1,13}[\"']?\s{0,3})?(?::\s{0,2}&?\w{0,7}\s{0,4})?"
-    r"(?:[:=?.|,>(]{1,5}|:?\s{0,2}i(?:st?)?\s?)?\s{0,26}(?:(?:bearer|basic|token|[a-z-]{0,9})[\s:]{0,3})?"
-    r"[rbuf]?[\\\"'`]{0,4}[^\s\"'`<>]*\Z",
+    r"[\w.-]{0,24}(?:[ \t][\w.-]{0,16}){0,2}[\\\"'`\])]{0,3}"
+    r"(?:,?\s{0,24}[\"']?[a-z_]{0,13}[\"']?\s{0,3}\Z"
+    r"|(?:,?\s{1,24}[\"']?[a-z_]{0,8}value[\"']?)?(?:\s{0,2}:\s{0,2}&?\w{0,7})?\s{0,4}"
+    r"(?:[:=?.|,>(]{1,5}|:?\si(?:st?)?(?:\s|\Z)|(?<=\s)[\"'`])\s{0,26}"
+    r"(?:(?:bearer|basic|token|[a-z-]{0,9})[\s:]{0,3})?[rbuf]?[\\\"'`]{0,4}[^\s\"'`<>]*\Z)",
     re.IGNORECASE | re.ASCII,
 )
 _DIGIT = re.compile(r"\d")
@@ -78,7 +79,7 @@ class HoldBack:
                 break
         # No more than CAP is ever held, so nothing earlier counts; the shapes take quadratic time.
         near = max(released, len(text) - CAP)
-        lowered = text[near:].lower()
+        lowered = text[near:].encode("ascii", "replace").decode("ascii").lower()
         for _, start, end in self._names.find_matches_as_indexes(lowered, overlapping=True):
             if near + start >= point:
                 break
