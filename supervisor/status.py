@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from sandbox.cgroup import Leaf
 from sandbox.errors import SandboxError
 from sandbox.plan import as_json
 from sandbox.usage import usage
+from supervisor.policy.redactions import relaxed
 from supervisor.workload import Workload
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ def _workload(of: Supervisor, workload: Workload) -> dict[str, Any]:
         "usage": used,
         "policy": {"file": policy.file, "version": policy.version, "digest": plan.digest},
         "error": workload.error,
+        "relaxed": relaxed(policy, datetime.now(UTC).date()),
         "layers": layers,
     }
 

@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"  {workload['id']}: {workload['error']}")
         elif workload["state"] == "running" and workload["last_end"]:
             say(f"  {workload['id']}: started again after {workload['last_end']}")
+        for relaxation in workload.get("relaxed", ()):
+            say(f"  {workload['id']}: RELAXED  {relaxation}")
     memory = status.get("memory") or {"limits": 0, "machine": 0}
     if arguments.limits:
         limits(status["workloads"])

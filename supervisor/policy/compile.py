@@ -30,6 +30,7 @@ from supervisor.policy.plans import (
     Source,
     WatchPlan,
 )
+from supervisor.policy.redactions import plan_redactions
 from supervisor.policy.wiring import one_route_each
 
 EGRESS, EGRESS_PORT = "service.egress", 8100
@@ -277,6 +278,7 @@ class _Compiler:
         rules, nets = self._of(model.Model), self._of(model.Net)
         if not rules and not nets:
             plan_budgets(self.policy, [], self.host, self.known.get(EGRESS), self.errors)
+            plan_redactions(self.policy, self.errors)
             return None
         models: list[dict[str, Any]] = []
         bounds = {(m.body_max, m.concurrent, m.timeout) for _, m in rules} or {_BOUNDS}
@@ -313,6 +315,7 @@ class _Compiler:
             "body_max": body_max,
             "concurrent": concurrent,
             "timeout": timeout,
+            "redact": plan_redactions(self.policy, self.errors),
             "budgets": plan_budgets(
                 self.policy, models, self.host, self.known.get(EGRESS), self.errors
             ),

@@ -32,7 +32,7 @@ def canonical(
         ({**_plain(rule), "kind": rule.permission.key} for rule in policy.allow),
         key=lambda rule: str(rule["id"]),
     )
-    for blocks in ("claims", "budgets"):
+    for blocks in ("claims", "budgets", "redactions"):
         body[blocks] = sorted(body[blocks], key=lambda block: str(block["id"]))
     used = sorted({r.permission.group for r in policy.allow if isinstance(r.permission, Syscalls)})
     body["groups"] = [_plain(groups[name]) for name in used if name in groups]

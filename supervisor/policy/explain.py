@@ -12,6 +12,7 @@ from sandbox.limits import cpu_list
 from sandbox.plan import Bind, Device, Mount, SeccompSpec, Symlink, SyscallRule, Tmpfs, as_json
 from supervisor.policy.model import Bound
 from supervisor.policy.plans import CompiledPolicy
+from supervisor.policy.redactions import describe
 
 
 def explain(compiled: CompiledPolicy) -> str:
@@ -194,6 +195,9 @@ def _models(compiled: CompiledPolicy) -> Iterator[str]:
                 yield f"    {price['currency']} per million tokens: {said}"
         bounds = f"{egress['body_max']} bytes a body, {egress['concurrent']} at once"
         yield f"{bounds}, {egress['timeout']:g} s"
+    for redaction in compiled.policy.redactions:
+        yield f"redact {redaction.id}, {describe(redaction)}"
+        yield f"    {compiled.policy.file}:{redaction.line} {redaction.why}"
     for budget in compiled.policy.budgets:
         counted = ", ".join(budget.models) or "all models together"
         limits = "; ".join(map(_bound, budget.bounds))

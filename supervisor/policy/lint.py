@@ -68,6 +68,7 @@ def lint(
     findings = [Finding("error", error) for error in dict.fromkeys(errors)]
     findings += [Finding("error", error) for error in _expired(policies, hosts, day)]
     findings += [Finding("warning", error) for error in _overdue(policies, day)]
+    findings += [Finding("warning", error) for error in _relaxed(policies, day)]
     if not hosts:
         missing = PolicyError(
             "no-host-file", "hosts", 1, "-", "no host file: upstreams were not checked",
@@ -163,6 +164,16 @@ def _expired(policies: list[Policy], hosts: list[Host], day: date) -> list[Polic
     ]  # fmt: skip
     found += [
         PolicyError(
+            "exception-expired", policy.file, redaction.line, "redact.exception",
+            f"the exception ended on {redaction.exemption.expires}; the preset redacts it again",
+            "remove the block, or renew the exception with its ticket", redaction.id,
+        )
+        for policy in policies
+        for redaction in policy.redactions
+        if redaction.exemption and redaction.expired(day)
+    ]  # fmt: skip
+    found += [
+        PolicyError(
             "waiver-expired", host.file, waiver.line, "waive.expires",
             f"the waiver of {waiver.guarantee} ended on {waiver.expires}",
             "remove it, or renew it with a reason", waiver.guarantee,
@@ -172,6 +183,19 @@ def _expired(policies: list[Policy], hosts: list[Host], day: date) -> list[Polic
         if waiver.expires and day > waiver.expires
     ]  # fmt: skip
     return found
+
+
+def _relaxed(policies: list[Policy], day: date) -> list[PolicyError]:
+    return [
+        PolicyError(
+            "redaction-relaxed", policy.file, redaction.line, "redact.action",
+            f"{redaction.subject} passes unredacted until {redaction.exemption.expires}",
+            "nothing, while the exception is meant", redaction.id,
+        )
+        for policy in policies
+        for redaction in policy.redactions
+        if redaction.action == "allow" and redaction.exemption and not redaction.expired(day)
+    ]  # fmt: skip
 
 
 def _overdue(policies: list[Policy], day: date) -> list[PolicyError]:

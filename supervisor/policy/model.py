@@ -224,6 +224,29 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Redaction:
+    """One ``[[redact]]`` block: what becomes of a class of values (`group`), or of one `rule`'s."""
+
+    id: str
+    why: str
+    line: int
+    group: str | None
+    rule: str | None
+    action: str
+    restore: tuple[str, ...] = ()
+    exemption: Exemption | None = None
+
+    @property
+    def subject(self) -> str:
+        """What it speaks of, for people."""
+        return f"class {self.group}" if self.group else f"rule {self.rule}"
+
+    def expired(self, today: date) -> bool:
+        """Whether its exception has run out, so that the preset holds again."""
+        return self.exemption is not None and today > self.exemption.expires
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What must never become possible; proved at every compile. One of the three is set."""
 
@@ -303,6 +326,12 @@ class Policy:
     claims: tuple[Claim, ...]
     review_line: int = 1
     budgets: tuple[Budget, ...] = ()
+    redactions: tuple[Redaction, ...] = ()
+
+    @property
+    def reaches_out(self) -> bool:
+        """Whether any rule, in force or expired, lets it through the egress proxy."""
+        return bool(self.of(Model, Net))
 
     def of(self, *kinds: type) -> list[Rule]:
         """The rules whose permission is one of `kinds`, in file order."""

@@ -39,6 +39,7 @@ from supervisor.policy.model import (
     Watch,
 )
 from supervisor.policy.net import parse_net
+from supervisor.policy.redactions import names, parse_redactions
 
 SCHEMA = "anchorhold.policy/1"
 FILE_NAME = r"[a-z0-9-]+\.toml"
@@ -50,7 +51,7 @@ REQUIREMENT = (
 )
 _PATH = r"/[A-Za-z0-9._+@-]+(/[A-Za-z0-9._+@-]+)*"
 _ROOTS = ("/usr/", "/etc/", "/opt/", "/srv/", "/sys/kernel/btf/")
-_TABLES, _ARRAYS = ("limits", "watch"), ("allow", "claim", "budget")
+_TABLES, _ARRAYS = ("limits", "watch"), ("allow", "claim", "budget", "redact")
 SERVICE_FDS = (
     "config", "audit", "control", "broker", "listen", "handover", "secret", "result", "ring",
     "counters",
@@ -116,6 +117,7 @@ def _policy(document: Document) -> tuple[Policy | None, list[PolicyError]]:
     rules = [_rule(table, kind) for table in document.many("allow")]
     claims = [_claim(table) for table in document.many("claim")]
     budgets = [parse_budget(table) for table in document.many("budget")]
+    redactions = parse_redactions(document.many("redact"), _exemption)
     limits, watch = parse_limits(document.one("limits")), _watch(document.one("watch"))
     _unique(document)
     if document.errors or review_by is None:
@@ -136,6 +138,7 @@ def _policy(document: Document) -> tuple[Policy | None, list[PolicyError]]:
         claims=tuple(claims),
         review_line=top.at("review_by"),
         budgets=tuple(budgets),
+        redactions=redactions,
     ), []
 
 
@@ -255,7 +258,7 @@ def _model(table: Table) -> Model | None:
     model = Model(
         tuple(sorted(inner.strings("names", r"[A-Za-z0-9][A-Za-z0-9._:/-]*", what="a model name"))),
         inner.string("upstream", RULE_ID, what="the name of an [[upstream]] of the host file"),
-        inner.choice("redact", ("standard",)),
+        inner.choice("redact", names().presets),
         inner.integer("body_max", 1, 64 << 20, 1 << 20),
         inner.integer("concurrent", 1, 1024, 16),
         float(inner.integer("timeout", 1, 3600, 120)),
