@@ -153,8 +153,10 @@ def _flat(value: Any, inner: int) -> tuple[int, str]:
                     parts.append(item)
                     if "\\" in item and (within := _within(item, inner)):
                         parts.append(within.flat)
-                elif kind is dict or kind is list:
+                elif kind is dict:
                     below.append(item)
+                elif kind is list:  # behind the key once more, which may tell of what is in it
+                    below.append([*parts[-1:], *item])
                 elif kind is int and item >= _LONG:
                     parts.append(str(item))
         level = below
