@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]  # absent from the stubs only
@@ -21,7 +20,7 @@ SHORT = 8  # no secret is shorter, unless the name in front of it tells
 CARD = re.compile(r"[2-6]\d{12,18}")  # a number that may be one of a payment card
 _NUMBER = re.compile(rf"(?<![\w.+-]){CARD.pattern}(?![\w.+])")
 _NUMBER_MIN, _LONG = 13, 10**12
-_COLON = re.compile(r"[ \t\r\n]*:")
+_COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 _TELLING = re.compile(r"pass|pwd|secret|token|key|credential|authorization", re.IGNORECASE)
 _STRUCTURE = re.compile(r"[{}\[\],]")
 _GAPS = (" :", "\t:", "\n:", "\r:")
@@ -58,7 +57,7 @@ class Frame:
     end: int = 0
     commas: list[int] = field(default_factory=list)
     dropped: set[int] = field(default_factory=set)
-    names: Counter[str] = field(default_factory=Counter)
+    names: dict[str, int] = field(default_factory=dict)
 
 
 class String(NamedTuple):
@@ -249,16 +248,16 @@ def _within(plain: str, inner: int) -> Document | None:
 
 
 def _suspected(found: Sequence[String], suspects: Suspects, inner: int) -> Iterator[String]:
-    """Yield those that need a closer look, by halves: most documents hold few."""
-    parts = [item.before + item.plain for item in found]
-    parts += [d.flat for item in found if "\\" in item.plain and (d := _within(item.plain, inner))]
-    if parts and suspects("\0".join(parts)):
-        if len(found) == 1:
-            yield found[0]
-        else:
-            half = len(found) // 2
-            yield from _suspected(found[:half], suspects, inner)
-            yield from _suspected(found[half:], suspects, inner)
+    """Yield what needs a closer look, of strings that together do: most documents hold few."""
+    if len(found) <= 1:
+        yield from found
+        return
+    half = len(found) // 2
+    for some in (found[:half], found[half:]):
+        parts = [item.before + item.plain for item in some]
+        parts += [d.flat for s in some if "\\" in s.plain and (d := _within(s.plain, inner))]
+        if suspects("\0".join(parts)):
+            yield from _suspected(some, suspects, inner)
 
 
 def _masked(item: String, mask: Mask, suspects: Suspects | None, inner: int) -> str:
@@ -268,9 +267,9 @@ def _masked(item: String, mask: Mask, suspects: Suspects | None, inner: int) -> 
     return mask(plain, item.before)  # also what shows only across the strings inside
 
 
-def _unlike(name: str, names: Counter[str]) -> str:
+def _unlike(name: str, names: dict[str, int]) -> str:
     """Return a masked key so that no object has it twice."""
-    names[name] += 1
+    names[name] = names.get(name, 0) + 1
     return name if names[name] == 1 else f"{name}-{names[name]}"
 
 
@@ -339,14 +338,17 @@ def strings(text: str) -> Iterator[String]:
         if quote < 0:
             return
         plain, at = scanstring(text, quote + 1)
-        if _COLON.match(text, at) is not None:
+        if colon := _COLON.match(text, at):
             if len(plain) >= SHORT:
                 yield String(quote, at, plain, "", None, frame)
-            key, before = plain, before_value(plain)
-        else:
-            if len(plain) >= SHORT or before:
-                yield String(quote, at, plain, before, key, frame)
-            before = ""
+            key, before, at = plain, before_value(plain), colon.end()
+            if text[at] != '"':
+                continue
+            quote = at
+            plain, at = scanstring(text, at + 1)
+        if len(plain) >= SHORT or before:
+            yield String(quote, at, plain, before, key, frame)
+        before = ""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
