@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
 from datetime import date
 from typing import Any
 
@@ -19,7 +21,7 @@ from proxy.egress.redaction.stream import Channel, HoldBack
 from proxy.egress.redaction.text import Masker
 from proxy.errors import ConfigError
 
-from .harness import KEY, Proxy, Upstream, completion, delta, reply, stream
+from .harness import KEY, OTHER, Proxy, Upstream, chat, completion, delta, reply, stream
 from .samples import SECRETS
 
 BOOK = rules.load()
@@ -149,13 +151,16 @@ REDACT = [
 Start = Callable[..., Proxy]
 
 
-@pytest.fixture
-def treating(start: Start) -> Proxy:
-    proxy = start(workload={"redact": REDACT})
+@pytest.fixture(scope="module")
+def treating(
+    tmp_path_factory: pytest.TempPathFactory, shared_upstream: Upstream
+) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path_factory.mktemp("egress"), shared_upstream, workload={"redact": REDACT})
     proxy.listen()
     proxy.listen("other")
     proxy.unlock()
-    return proxy
+    yield proxy
+    assert proxy.close() == b"", "the proxy printed something"
 
 
 def content(answer: Any) -> str:
@@ -168,7 +173,7 @@ def test_blocked_request_is_refused_before_anything_leaves(
     answer = treating.ask(f"call {PHONE}")
     assert (answer.status, answer.code) == (422, "secret_blocked")
     assert b"phone-number" in answer.body and PHONE.encode() not in answer.body
-    assert not upstream.seen and not treating.records("admission")
+    assert not upstream.seen
     record = treating.last()
     assert record["verdict"] == "refused" and record["rule"]["id"] == "models"
     assert record["actions"]["request"] == {"phone": {"block": 1}}
@@ -205,3 +210,85 @@ def test_proxy_does_not_start_with_a_wrong_redact_list(
     proxy = start(workload={"redact": redact})
     assert proxy.process.wait(20) == 1
     assert says in proxy.close()
+
+
+NAME = re.compile(r"ANON-[A-Z0-9]{5}-[A-Z0-9]{13}")
+
+
+def sent_name(upstream: Upstream) -> str:
+    """The placeholder that the upstream saw last."""
+    (found,) = set(NAME.findall(upstream.seen[-1].body.decode()))
+    return str(found)
+
+
+def test_a_value_goes_out_as_a_placeholder_and_comes_back_in_text(
+    treating: Proxy, upstream: Upstream
+) -> None:
+    assert treating.ask(f"write to {MAIL}").status == 200
+    name = sent_name(upstream)
+    assert MAIL.encode() not in upstream.seen[-1].raw
+    document = completion(f"I wrote to {name.lower()}, see https://x.example/?m={name}")
+    call = {"function": {"name": "mail", "arguments": json.dumps({"to": name})}}
+    document["choices"][0]["message"]["tool_calls"] = [call]
+    document["id"] = name
+    upstream.answer = reply(document, x_ratelimit_note=name)
+    answer = treating.ask(f"again to {MAIL}")
+    assert sent_name(upstream) == name, "the same in every turn"
+    message = answer.json["choices"][0]["message"]
+    assert message["content"] == f"I wrote to {MAIL}, see https://x.example/?m={name}"
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"to": name}
+    assert answer.json["id"] == name and MAIL not in str(answer.headers)
+    record = treating.last()
+    assert record["actions"]["request"] == {"email": {"pseudonymise": 1}}
+    assert record["actions"]["response"]["placeholder"]["restored"] == 1
+    audit = treating.audit_path.read_text()
+    assert MAIL not in audit and name not in audit
+
+
+def test_a_placeholder_in_pieces_comes_back_in_a_stream(
+    treating: Proxy, upstream: Upstream
+) -> None:
+    treating.ask(f"write to {MAIL}")
+    name = sent_name(upstream)
+    pieces = [delta(c) for c in f"to {name}, to {name[:9]}"]
+    arguments = [
+        delta(delta={"tool_calls": [{"index": 0, "function": {"arguments": c}}]})
+        for c in json.dumps({"to": name})
+    ]
+    upstream.answer = stream([*pieces, *arguments, b"data: [DONE]\n\n"])
+    answer = treating.ask("stream it", stream=True)
+    assert answer.text() == f"to {MAIL}, to {name[:9]}"
+    told = "".join(
+        call["function"]["arguments"]
+        for event in answer.events()
+        if isinstance(event, dict)
+        for choice in event["choices"]
+        for call in choice["delta"].get("tool_calls", ())
+    )
+    assert json.loads(told) == {"to": name}, "tool arguments were not named"
+
+
+def test_no_workload_gets_what_another_sent_nor_what_the_model_wrote(
+    treating: Proxy, upstream: Upstream
+) -> None:
+    treating.ask(f"write to {MAIL}")
+    name = sent_name(upstream)
+    upstream.answer = reply(completion(f"to {name}"))
+    other = treating.request(chat("to whom?"), workload="other", token=OTHER)
+    assert content(other) == f"to {name}"
+    assert content(treating.ask("to whom?")) == f"to {MAIL}", "the control"
+    upstream.answer = reply(completion("to john.roe@example.org"))
+    assert NAME.fullmatch(content(treating.ask("whom else?"))[3:])
+
+
+def test_a_placeholder_typed_by_hand_is_plain_text_or_the_own_value(
+    treating: Proxy, upstream: Upstream
+) -> None:
+    treating.ask(f"write to {MAIL}")
+    name = sent_name(upstream)
+    foreign = "ANON-EMAIL-" + "0" * 13
+    treating.ask(f"is {name} or {foreign} mine?")
+    said = upstream.seen[-1].json["messages"][0]["content"]
+    assert said == f"is {name} or {foreign} mine?"
+    upstream.answer = reply(completion(said))
+    assert content(treating.ask("well?")) == f"is {MAIL} or {foreign} mine?"
