@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from proxy.egress.redaction import rules
+from proxy.egress.redaction.actions import Treatment
 from proxy.egress.redaction.scan import Scanner
 from tests.bench.figure import Figure
 from tests.unit.egress.samples import SECRETS
@@ -42,14 +43,14 @@ def seconds(work: object, rounds: int) -> float:
     return best
 
 
-def corpus(scanner: Scanner, groups: frozenset[str], path: str) -> list[Figure]:
+def corpus(scanner: Scanner, treatment: Treatment, path: str) -> list[Figure]:
     """Which share of the positives is found and of the negatives is not left alone."""
     counts = {"positives": [0, 0], "negatives": [0, 0]}
     for line in Path(path).read_text("utf-8").splitlines():
         case = json.loads(line)
         for side, count in counts.items():
             for example in case[side]:
-                found = scanner.find(base64.b64decode(example).decode(), groups)
+                found = scanner.find(base64.b64decode(example).decode(), treatment)
                 count[0] += bool(found)
                 count[1] += 1
     return [
@@ -62,12 +63,12 @@ def main() -> list[Figure]:
     """Measure; the ratio is of speeds, so that higher is better and no bound applies."""
     book = rules.load()
     scanner = Scanner(book)
-    groups = book.classes["standard"]
+    treatment = scanner.presets["standard"]
     sample = text()
     size = len(sample) / 1e6
-    if len(scanner.find(sample, groups)) < len(SECRETS):
+    if len(scanner.find(sample, treatment)) < len(SECRETS):
         raise RuntimeError("the scanner missed a sample")
-    fast = size / seconds(lambda: scanner.find(sample, groups), 5)
+    fast = size / seconds(lambda: scanner.find(sample, treatment), 5)
     short = sample[: len(sample) // 8]
     slow = (
         len(short) / 1e6 / seconds(lambda: [list(r.confirm.finditer(short)) for r in book.rules], 1)
@@ -77,7 +78,7 @@ def main() -> list[Figure]:
     if path is None:
         print("bench: ANCHORHOLD_CORPUS is not set; recall is not measured")
         return figures
-    return figures + corpus(scanner, book.classes["secrets"], path)
+    return figures + corpus(scanner, scanner.presets["secrets"], path)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Pseudonyms:
             entry = self._by_name.get(match[0].upper())
             if entry is None:
                 unknown += 1
-            elif entry.sent and entry.kind in kinds and not _in_url(before + text[: match.start()]):
+            elif entry.sent and entry.kind in kinds and not _in_url(text, match.start(), before):
                 parts += [text[at : match.start()], entry.value]
                 at = match.end()
                 restored += 1
@@ -158,9 +158,11 @@ def _name(kind: str, digest: bytes) -> str:
     return f"ANON-{word}-{tag}{check_character(word + tag)}"
 
 
-def _in_url(before: str) -> bool:
-    """Whether what follows `before` belongs to a URL, a Markdown destination or an attribute."""
-    before = before[-AROUND:]
+def _in_url(text: str, at: int, before: str) -> bool:
+    """Whether text[at:], which `before` precedes, goes on with a URL, a Markdown destination or an
+    attribute that holds one."""
+    near = text[max(0, at - AROUND) : at]
+    before = (before + near)[-AROUND:] if len(near) < AROUND else near
     breaks = (match.end() for match in _BREAK.finditer(before, len(before) - _RUN_MAX))
     run = before[max(breaks, default=0) :]
     if len(run) >= _RUN_MAX or "//" in run or "](" in run or "www." in run.lower():
