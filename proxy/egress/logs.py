@@ -46,6 +46,7 @@ class LogPump:
         self._channel = Channel(Masker(scanner, guard, "strict"), hold)
         self._report = report
         self._buffer = bytearray()
+        self._batch: list[str] = []
         self._paused = False
         self._cut = False
         self._lost: dict[str, int] = {}
@@ -71,6 +72,7 @@ class LogPump:
             pass
         if self._buffer and not self._cut:
             self._take(bytes(self._buffer))
+            self._pass_on()
         self._tell(at_once=True)
         os.close(self._pipe)
         os.close(self._log)
@@ -126,9 +128,11 @@ class LogPump:
                 self._take(bytes(buffer))
             self._cut = True
             buffer.clear()
+        self._pass_on()
         return more
 
     def _take(self, line: bytes) -> None:
+        """Put a line into the turn's batch, unless its workload writes too much."""
         now = time.monotonic()
         self._allowance = min(BURST, self._allowance + (now - self._filled) * RATE)
         self._filled = now
@@ -137,41 +141,76 @@ class LogPump:
             self._lose("flood")
             return
         self._allowance -= cost
-        cut = len(line) > LINE_MAX
         text = line[:LINE_MAX].decode("utf-8", "backslashreplace")
-        was_in_block = self._channel.in_block
+        if len(line) <= LINE_MAX:
+            self._batch.append(text)
+        else:
+            self._pass_on()
+            self._cut_off(text)
+
+    def _pass_on(self) -> None:
+        """Mask the batch in one go, which costs hardly more than one line would, and write it."""
+        lines, self._batch = self._batch, []
+        if not lines:
+            return
         try:
-            masked = self._channel.feed(text if cut else text + "\n")
-            if cut:
-                # What is held may be the head of a secret whose rest was cut off.
-                self._channel.drop()
-                masked += self._channel.feed("\n")
+            masked = self._masked("\n".join(lines) + "\n")
+        except ScanFailed:
+            self._channel.drop()
+            for line in lines:  # so that it costs no more lines than it must
+                self._alone(line)
+            return
+        self._write(masked)
+
+    def _alone(self, line: str) -> None:
+        try:
+            self._write(self._masked(line + "\n"))
+        except ScanFailed:
+            self._channel.drop()
+            self._lose("scan_failed")
+
+    def _masked(self, text: str) -> str:
+        """Mask whole lines. Nothing is held over their end, unless a block goes on behind it.
+
+        Inside a masked block there are no lines: then the text may be empty.
+        """
+        was_in_block = self._channel.in_block
+        masked = self._channel.feed(text)
+        if not self._channel.in_block:
+            masked += self._channel.flush()
+        return masked.lstrip("\n") if was_in_block else masked
+
+    def _cut_off(self, text: str) -> None:
+        try:
+            masked = self._channel.feed(text)
+            # What is held may be the head of a secret whose rest was cut off.
+            self._channel.drop()
+            masked += self._channel.feed("\n")
             if not self._channel.in_block:
                 masked += self._channel.flush()
         except ScanFailed:
             self._channel.drop()
             self._lose("scan_failed")
             return
-        masked = masked.rstrip("\n")
-        if was_in_block and not masked:
-            return  # inside a masked block every line would be an empty one
-        if cut:
-            masked += " [cut]"
-        self._write(masked)
+        self._write(masked.rstrip("\n") + " [cut]")
 
     def _write(self, text: str) -> None:
+        """Write the lines of `text`, each with the time in front of it."""
+        if not text:
+            return
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        # Control characters could forge lines or drive the terminal of whoever reads the log.
-        safe = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
-        data = f"{stamp} {safe}\n".encode("utf-8", "backslashreplace")
+        lines = text.removesuffix("\n").split("\n")
+        data = "".join(f"{stamp} {_harmless(line)}\n" for line in lines)
+        encoded = data.encode("utf-8", "backslashreplace")
         try:
-            if os.write(self._log, data) != len(data):
-                self._lose("disk_full")
+            written = os.write(self._log, encoded)
         except OSError:
-            self._lose("disk_full")
+            written = 0
+        if written != len(encoded):
+            self._lose("disk_full", len(lines) - encoded[:written].count(b"\n"))
 
-    def _lose(self, why: str) -> None:
-        self._lost[why] = self._lost.get(why, 0) + 1
+    def _lose(self, why: str, lines: int = 1) -> None:
+        self._lost[why] = self._lost.get(why, 0) + lines
 
     def _tell(self, *, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -183,3 +222,10 @@ class LogPump:
             self._report(self.workload, why, lines)
             if why != "disk_full":
                 self._write(f"[anchorhold: {lines} lines dropped: {why}]")
+
+
+def _harmless(line: str) -> str:
+    """The line without control characters, which forge lines or drive a reader's terminal."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line)

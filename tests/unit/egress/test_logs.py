@@ -84,6 +84,15 @@ def test_key_block_over_many_lines_is_masked(output: Output) -> None:
     assert output.lines(3) == ["before", "[REDACTED:private-key]", "after"]
 
 
+def test_many_lines_at_once_stay_lines_each_masked_where_it_must(output: Output) -> None:
+    """Lines are masked together, which is cheaper; it must not show."""
+    secret = SECRETS["github-token"]
+    lines = [f"line {n} {secret if n % 7 == 0 else 'plain'} end" for n in range(200)]
+    lines[50] = ""
+    output.write(("\n".join(lines) + "\n").encode())
+    assert output.lines(200) == [line.replace(secret, "[REDACTED:github-token]") for line in lines]
+
+
 def test_long_line_is_cut_and_the_next_is_whole(output: Output) -> None:
     output.write(b"x " * 50_000 + b"\nnext\n")
     first, second = output.lines(2)
