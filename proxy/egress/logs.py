@@ -17,6 +17,7 @@ LINE_MAX = 16 * 1024
 RATE, BURST = 256 * 1024, 1024 * 1024  # bytes per second and at once; past it lines are dropped
 _LINE_COST = 32  # bytes charged for a line besides its own: its stamp, so that empty ones count too
 _READ = 64 * 1024
+_CONTEXT = 64
 _TURN_LINES, _TURN_BYTES = 64, 16 * 1024  # then everybody else gets a turn
 _REPORT = 10.0  # seconds between two notes about lost lines
 
@@ -43,7 +44,12 @@ class LogPump:
     ) -> None:
         self.workload = workload
         self._pipe, self._log = pipe, log
-        self._channel = Channel(Masker(scanner, guard, "strict"), hold)
+        self._masker = Masker(scanner, guard, "strict")
+        self._channel = Channel(self._masker, hold)
+        self._before = ""  # the end of what was written: a keyword there may tell of what follows
+        # Of such a rule's keywords every one stands at a beginning, in capitals or not.
+        words = {w for rule in scanner.book.rules if rule.hold == "block" for w in rule.keywords}
+        self._blocks = tuple(spelt for word in words for spelt in (word, word.upper()))
         self._report = report
         self._buffer = bytearray()
         self._batch: list[str] = []
@@ -170,15 +176,22 @@ class LogPump:
             self._lose("scan_failed")
 
     def _masked(self, text: str) -> str:
-        """Mask whole lines. Nothing is held over their end, unless a block goes on behind it.
+        """Mask whole lines, of which no end is a secret's middle: a finished text, which is cheap.
 
-        Inside a masked block there are no lines: then the text may be empty.
+        Only a block such as a private key goes on over lines. It is a stream's business, and
+        inside a masked one there are no lines: then what comes back may be empty.
         """
         was_in_block = self._channel.in_block
-        masked = self._channel.feed(text)
-        if not self._channel.in_block:
-            masked += self._channel.flush()
-        return masked.lstrip("\n") if was_in_block else masked
+        if not was_in_block and not any(mark in text for mark in self._blocks):
+            masked = self._masker.text(text, self._before)
+        else:
+            masked = self._channel.feed(text)
+            if not self._channel.in_block:
+                masked += self._channel.flush()
+            if was_in_block:
+                masked = masked.lstrip("\n")
+        self._before = masked[-_CONTEXT:]
+        return masked
 
     def _cut_off(self, text: str) -> None:
         try:
