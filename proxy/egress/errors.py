@@ -45,6 +45,10 @@ CODES: dict[str, Kind] = {
     "tunnel_not_allowed": Kind(
         403, _DENIED, "Ask for http://host:443/path: the proxy checks it and speaks TLS itself."
     ),
+    "secret_in_head": Kind(
+        422, _REQUEST, "Leave it out: headers and addresses are not masked, they are refused."
+    ),
+    "upgrade_refused": Kind(403, _DENIED, "Use a tunnel, where the policy allows one."),
     "model_host": Kind(403, _DENIED, "Call models at the model port."),
     "vault_locked": Kind(503, _OURS, "Unlock the vault; see anchorhold status."),
     "credential_absent": Kind(503, _OURS, "Add the key with anchorhold keys add."),

@@ -15,6 +15,7 @@ from proxy.dial import Broker, DialError, Status
 
 from .config import Config, Upstream
 from .errors import Refusal
+from .tls import client_context
 
 if TYPE_CHECKING:
     import ssl
@@ -75,7 +76,7 @@ class Upstreams:
     def __init__(self, config: Config, broker: Broker) -> None:
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._urls: dict[str, URL] = {}
-        tls = _tls(config.ca_file) if _any_tls(config) else None
+        tls = client_context(config.ca_file) if _any_tls(config) else None
         for name, upstream in config.upstreams.items():
             context = tls if upstream.scheme == "https" else None
             self._sessions[name] = aiohttp.ClientSession(
@@ -139,12 +140,3 @@ def broken(upstream: Upstream, error: BaseException) -> Refusal:
 
 def _any_tls(config: Config) -> bool:
     return any(upstream.scheme == "https" for upstream in config.upstreams.values())
-
-
-def _tls(ca_file: str) -> ssl.SSLContext:
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(cafile=ca_file)
-    return context

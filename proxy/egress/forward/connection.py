@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,23 @@ from proxy.audit import AuditUnwritable
 from proxy.dial import Broker, DialError
 from proxy.egress.config import Workload
 from proxy.egress.errors import Refusal, unrecorded
+from proxy.egress.exchange import Services, place
+from proxy.egress.redaction.actions import Blocked
+from proxy.egress.redaction.scan import ScanFailed
 from proxy.egress.redaction.text import Masker
+from proxy.egress.tls import client_context
 
 from .destination import Destination, host_name, reachable
+from .peer import next_event
+from .request import Exchange
 from .tunnel import Tunnel, TunnelRefused
 
 if TYPE_CHECKING:
-    from proxy.egress.exchange import Services
+    import ssl
+
 
 CONNECTIONS_MAX = 64
 HEAD_MAX, HEAD_TIME = 32 * 1024, 10.0
-_READ = 64 * 1024
-_AGENT = b"anchorhold"
 
 
 @dataclass(slots=True)
@@ -46,6 +52,7 @@ class Call:
     outgoing: Masker | None = None
     incoming: Masker | None = None
     detail: str | None = None
+    ended: bool = False  # its last record is written
 
 
 class Forward:
@@ -57,6 +64,14 @@ class Forward:
         self.broker = broker
         self._models = {upstream.host for upstream in services.config.upstreams.values()}
         self._open: set[asyncio.Task[None]] = set()
+        self._tls: ssl.SSLContext | None = None
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """Towards hosts outside; made when it is first needed, for the authorities take memory."""
+        if self._tls is None:
+            self._tls = client_context(self.services.config.ca_file)
+        return self._tls
 
     async def serve(self, sock: socket.socket) -> None:
         """Accept until cancelled; then every connection is closed."""
@@ -101,13 +116,33 @@ class Forward:
                     call.way = "tunnel"
                     await self._tunnel(call, event, client, reader, writer)
                     return
-                refusal: Refusal = _malformed("Only CONNECT is understood here.")
-                raise refusal
+                await Exchange(self, call, event, client, reader, writer).run()
             except Refusal as error:
                 await self._refuse(call, client, writer, error)
+            except AuditUnwritable:
+                await self._refuse(call, client, writer, unrecorded())
+            except Blocked as error:
+                wrong = Refusal(error.code, error.message, by_rule=True)
+                await self._refuse(call, client, writer, wrong)
+            except ScanFailed:
+                wrong = Refusal("scan_failed", "The scanner did not finish.")
+                await self._refuse(call, client, writer, wrong)
+            except (OSError, asyncio.CancelledError) as error:
+                self._broken_off(call, type(error).__name__)
+                raise
+            except Exception as error:
+                # Neither message nor traceback: both may quote the request.
+                wrong = Refusal("internal_error", f"{type(error).__name__} at {place(error)}.")
+                call.detail = wrong.message
+                await self._refuse(call, client, writer, wrong)
             if client.our_state is not h11.DONE or client.their_state is not h11.DONE:
                 return
             client.start_next_cycle()
+
+    def _broken_off(self, call: Call, why: str) -> None:
+        if not call.ended:
+            with contextlib.suppress(AuditUnwritable):
+                self.record(call, "completion", "failed", why)
 
     async def _tunnel(
         self,
@@ -118,7 +153,7 @@ class Forward:
         writer: asyncio.StreamWriter,
     ) -> None:
         call.host, call.port = _authority(request.target)
-        call.rule = await self.permitted(call, tunnel=True)
+        call.rule = await self.permitted(call)
         self.record(call, "admission", "allowed", None)
         upstream = await self.dial(call)
         tunnel = Tunnel(call.host, upstream, reader, writer)
@@ -142,26 +177,30 @@ class Forward:
             with contextlib.suppress(AuditUnwritable):
                 self.record(call, "completion", verdict, reason)
 
-    async def permitted(self, call: Call, *, tunnel: bool) -> Destination:
-        """Return the rule that allows the call's host and port. Raises Refusal."""
+    async def permitted(
+        self, call: Call, fits: Callable[[Destination], bool] | None = None
+    ) -> Destination:
+        """Return the rule that allows the call's host and port; without `fits` for a tunnel.
+
+        Raises Refusal.
+        """
         if call.host in self._models:
             raise Refusal("model_host", "This is a model's host; it has a port of its own.")
         rules = reachable(self.workload.net, call.host, call.port)
+        file = self.workload.file
         if not rules:
-            raise Refusal(
-                "destination_not_allowed",
-                f"{self.workload.file} allows no such host and port.",
-                by_rule=True,
-            )
-        if tunnel:
-            opaque = [rule for rule in rules if not rule.readable_only]
-            if not opaque:
-                call.rule = rules[0]
-                places = ", ".join(f"{self.workload.file}:{r.line} ({r.rule})" for r in rules)
-                message = f"{places} bounds methods, path or key, which a tunnel would hide."
-                raise Refusal("tunnel_not_allowed", message, by_rule=True)
-            rules = opaque
-        return rules[0]
+            message = f"{file} allows no such host and port."
+            raise Refusal("destination_not_allowed", message, by_rule=True)
+        places = ", ".join(f"{file}:{rule.line} ({rule.rule})" for rule in rules)
+        allowed = [rule for rule in rules if (fits(rule) if fits else not rule.readable_only)]
+        if allowed:
+            return allowed[0]
+        call.rule = rules[0]
+        if fits is None:
+            message = f"{places} bounds methods, path or key, which a tunnel would hide."
+            raise Refusal("tunnel_not_allowed", message, by_rule=True)
+        message = f"Method or path is not allowed by {places}."
+        raise Refusal("destination_not_allowed", message, by_rule=True)
 
     async def dial(self, call: Call) -> socket.socket:
         """Return a socket connected to where the call goes. Raises Refusal."""
@@ -174,6 +213,9 @@ class Forward:
     async def _refuse(
         self, call: Call, client: h11.Connection, writer: asyncio.StreamWriter, refusal: Refusal
     ) -> None:
+        if call.ended:
+            return
+        call.ended = True
         call.status = refusal.status
         verdict = "failed" if refusal.status >= 500 else "refused"
         try:
@@ -181,6 +223,7 @@ class Forward:
         except AuditUnwritable:
             refusal = unrecorded()
         if client.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            writer.transport.abort()  # an answer that had begun: it must not look complete
             return
         body = refusal.body()
         headers = [
@@ -225,13 +268,6 @@ class Forward:
     def _shown(self, host: str) -> str:
         """The host as it may stand in a record: the workload chose it."""
         return Masker(self.services.scanner, self.services.guard, "strict").text(host)
-
-
-async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> Any:
-    """Return the next event of an HTTP/1.1 peer. Raises h11.RemoteProtocolError."""
-    while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await reader.read(_READ))
-    return event
 
 
 def _authority(target: bytes) -> tuple[str, int]:
