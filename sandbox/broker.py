@@ -109,6 +109,13 @@ class BrokerHandle:
         """
         self._order({"op": "client", "name": name, "targets": targets}, [end.fileno()])
 
+    def allow(
+        self, client: str, name: str, target: dict[str, Any], *, seconds: int, uses: int
+    ) -> None:
+        """One more target, as in `client()`, for so many seconds and dials; `unknown_client`."""
+        limits = {"seconds": seconds, "uses": uses}
+        self._order({"op": "allow", "client": client, "name": name, "target": target, **limits})
+
     def drop_client(self, name: str) -> None:
         """Close a client's socket. Unknown names are fine."""
         self._order({"op": "drop-client", "name": name})

@@ -151,6 +151,8 @@ class Server:
                 return self._listen(order["workload"], port(order["port"], _PORT_MIN))
             case "client", 1:
                 self._add_client(text(order["name"], "name"), order["targets"], fds[0])
+            case "allow", 0:
+                self._allow(order["client"], order["name"], order["target"], order)
             case "drop-client", 0:
                 client = self._clients.get(order["name"])
                 if client:
@@ -204,6 +206,17 @@ class Server:
         self._by_fd[sock.fileno()] = client
         self._epoll.register(sock, select.EPOLLIN | select.EPOLLRDHUP)
 
+    def _allow(self, name: str, target: str, body: dict[str, Any], order: dict[str, Any]) -> None:
+        """One more target for a client, for a while and a few uses."""
+        client = self._clients.get(name)
+        if client is None:
+            raise _OrderError("unknown_client", f"there is no client {name}")
+        seconds, uses = order["seconds"], order["uses"]
+        if type(seconds) is not int or type(uses) is not int or seconds < 1 or uses < 1:
+            raise ValueError("seconds and uses are whole numbers from 1 on")
+        made = Target(target, dict(body)).bound(time.monotonic() + seconds, uses)
+        client.targets[target] = made
+
     # --- requests of clients: every byte is hostile ---------------------------------------------
 
     def _on_client(self, client: _Client, events: int) -> None:
@@ -244,6 +257,9 @@ class Server:
             self._reply(client, number, NOT_ALLOWED, "target is not ASCII text")
         elif (target := find(client.targets, name.decode("ascii"))) is None:
             self._reply(client, number, UNKNOWN, "unknown target")
+        elif not target.spend(time.monotonic()):
+            del client.targets[name.decode("ascii")]
+            self._reply(client, number, NOT_ALLOWED, "what was allowed is used up")
         elif target.workload:
             self._dial_workload(client, number, target)
         else:

@@ -30,6 +30,17 @@ class Target:
         if body or bool(self.workload) == bool(self.host):
             raise ValueError(f"target {name}: workload or host, port and addresses; got {[*body]}")
         self.literal = _literal(self.host)
+        self._until, self._uses = float("inf"), float("inf")
+
+    def bound(self, until: float, uses: int) -> Target:
+        """The same, good until then (time.monotonic) and for so many dials."""
+        self._until, self._uses = until, uses
+        return self
+
+    def spend(self, now: float) -> bool:
+        """Take one use; False when there is none left, or its time is over."""
+        self._uses -= 1
+        return self._uses >= 0 and now < self._until
 
     def named(self, host: str) -> Target | None:
         """The target for one host below `*.DOMAIN`; None when it is not below, or no host name.

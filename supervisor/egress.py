@@ -32,7 +32,7 @@ class Egress:
         self._owed = 0  # answers that have not come yet
         self._time = _START_TIME
 
-    async def order(self, fds: Sequence[int] = (), **message: str) -> None:
+    async def order(self, fds: Sequence[int] = (), **message: object) -> None:
         """Send one order with descriptors and wait for its byte. Raises EgressRefused."""
         async with self._turn:
             try:

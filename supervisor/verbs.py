@@ -8,8 +8,11 @@ import re
 from collections.abc import Coroutine, Mapping
 
 from sandbox.errors import SandboxError
+from supervisor.callers import EGRESS
 from supervisor.cli import exits
 from supervisor.control import ControlError, Handler, Request
+from supervisor.egress import EgressRefused
+from supervisor.policy.net import HOST_NAME, asked
 from supervisor.status import status
 from supervisor.supervise import Supervisor
 from supervisor.workload import Workload
@@ -29,6 +32,7 @@ def handlers(of: Supervisor) -> Mapping[str, Handler]:
         "keys.add": verbs.add_key,
         "keys.list": verbs.list_keys,
         "keys.remove": verbs.remove_key,
+        "ask.answer": verbs.answer,
         "try": verbs.try_out,
     }
 
@@ -107,6 +111,40 @@ class _Verbs:
         self._of.record("key-removed", "vault", "allowed", key=name)
         await self._of.unlock()
         return {"name": name}
+
+    async def answer(self, request: Request) -> object:
+        """The operator's word on a host that a workload asked for, bounded by the policy's rule."""
+        workload = self._workload(request)
+        words = {name: request.arguments.get(name) for name in ("host", "port", "seconds", "uses")}
+        host, port, uses = words["host"], words["port"], words["uses"]
+        if not isinstance(host, str) or not HOST_NAME.fullmatch(host) or type(port) is not int:
+            raise _usage("host is a host name, port a number")
+        if type(uses) is not int or not 1 <= uses <= 1000:
+            raise _usage("uses is a number from 1 to 1000")
+        rule = asked(workload.compiled, host, port)
+        if rule is None:
+            raise ControlError(
+                "not_asked",
+                f"no rule of {workload.compiled.policy.file} asks for {host}:{port}",
+                "see `anchorhold policy explain`",
+                exits.USAGE,
+            )
+        seconds = words["seconds"] if type(words["seconds"]) is int else rule["time"]
+        seconds = max(1, min(seconds, rule["time"]))
+        allow = request.arguments.get("verdict") == "approve"
+        verdict = "allowed" if allow else "refused"
+        bounds = {"seconds": seconds, "uses": uses}
+        self._of.record("ask", workload.id, verdict, host=host, port=port, **bounds)
+        if self._of.egress is None:
+            raise EgressRefused("the egress proxy is not running")
+        if allow:
+            name, target = f"ask.{workload.id}.{host}:{port}", {"host": host, "port": port}
+            self._of.broker.allow(EGRESS, name, target, seconds=seconds, uses=uses)
+        await self._of.egress.order(
+            op="answer", workload=workload.id, host=host, port=port,
+            verdict="allow" if allow else "refuse", **bounds,
+        )  # fmt: skip
+        return bounds
 
     async def try_out(self, request: Request) -> object:
         workload = self._workload(request)

@@ -49,6 +49,8 @@ CODES: dict[str, Kind] = {
         422, _REQUEST, "Leave it out: headers and addresses are not masked, they are refused."
     ),
     "upgrade_refused": Kind(403, _DENIED, "Use a tunnel, where the policy allows one."),
+    "ask_timeout": Kind(403, _DENIED, "Try again when the operator is there: anchorhold ask."),
+    "destination_refused": Kind(403, _DENIED, "Ask the operator."),
     "model_host": Kind(403, _DENIED, "Call models at the model port."),
     "vault_locked": Kind(503, _OURS, "Unlock the vault; see anchorhold status."),
     "credential_absent": Kind(503, _OURS, "Add the key with anchorhold keys add."),

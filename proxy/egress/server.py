@@ -22,7 +22,9 @@ from .config import Config, Workload
 from .control import Answer, Control, ControlError
 from .errors import Refusal
 from .exchange import Services, place
+from .forward.ask import Asks
 from .forward.connection import Forward
+from .forward.destination import Destination
 from .guard import KeyGuard
 from .keys import KeyRing
 from .logs import LogPump
@@ -30,6 +32,7 @@ from .protocol import config_for
 from .redaction.actions import Treatments
 from .redaction.scan import Scanner
 from .redaction.stream import HoldBack
+from .redaction.text import Masker
 from .routes import WorkloadApp
 from .upstream import Upstreams
 
@@ -66,6 +69,7 @@ class EgressServer:
         self._control = Control(socket.socket(fileno=fds["control"]), self._handle, self.stop)
         self._stopping = asyncio.Event()
         self._listening: dict[str, tuple[socket.socket, ServerState, asyncio.Task[None]]] = {}
+        self._asks = Asks(self._note_question)
         self._forwarding: dict[str, asyncio.Task[None]] = {}
         self._pumps: set[LogPump] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,6 +101,11 @@ class EgressServer:
 
     def _handle(self, message: dict[str, Any], handed: list[int]) -> None:
         """Carry out one control message; raises ControlError."""
+        if message["op"] == "answer":
+            if handed:
+                raise ControlError(Answer.WRONG_DESCRIPTORS)
+            self._answer(message)
+            return
         operations = {
             "listen": (self._listen, 1),
             "forward": (self._forward, 1),
@@ -124,8 +133,42 @@ class EgressServer:
         sock = _listener(handed)
         if (before := self._forwarding.pop(workload.id, None)) is not None:
             before.cancel()
-        forward = Forward(self._services, workload, self._broker)
+        forward = Forward(self._services, workload, self._broker, self._asks)
         self._forwarding[workload.id] = asyncio.get_running_loop().create_task(forward.serve(sock))
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        """The operator's word on a destination."""
+        kinds = {"op": str, "workload": str, "host": str, "port": int, "verdict": str,
+                 "seconds": int, "uses": int}  # fmt: skip
+        if message.keys() != kinds.keys() or any(
+            type(message[name]) is not kind for name, kind in kinds.items()
+        ):
+            raise ControlError(Answer.MALFORMED)
+        if message["verdict"] not in ("allow", "refuse"):
+            raise ControlError(Answer.MALFORMED)
+        self._asks.answer(
+            self._workload(message["workload"]).id, message["host"], message["port"],
+            allowed=message["verdict"] == "allow",
+            seconds=message["seconds"], uses=message["uses"],
+        )  # fmt: skip
+
+    def _note_question(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        rule: Destination,
+        verdict: str,
+        reason: str | None,
+        **more: object,
+    ) -> None:
+        """A question nobody can read is one nobody answers: AuditUnwritable goes to who asks."""
+        workload = self._config.workloads[name]
+        shown = Masker(self._services.scanner, self._services.guard, "strict").text(host)
+        self._audit.write(
+            hop="egress", event="ask", workload=name, verdict=verdict, reason=reason,
+            rule=workload.rule(rule), host=shown, port=port, **more,
+        )  # fmt: skip
 
     def _listen(self, name: object, handed: list[int]) -> None:
         workload = self._workload(name)

@@ -7,8 +7,6 @@ state of each workload's budgets since the proxy started.
 from __future__ import annotations
 
 import argparse
-import mmap
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +15,9 @@ from typing import Any
 from supervisor.cli import exits
 from supervisor.cli.place import host_of
 from supervisor.cli.privilege import become_nobody
+from supervisor.cli.records import lines_backwards, open_records
 from supervisor.cli.terminal import print_json, say, table
-from supervisor.control import ControlError
 
-_RECORDS = "service.egress.jsonl"
 _MARK = b'"budgets": ['
 _COLUMNS = ("workload", "budget", "used", "held", "limit", "resets (UTC)")
 
@@ -37,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print one line per budget and unit; 1 when the proxy cannot open its book of budgets."""
     import json  # before root is gone, and with it perhaps the right to read the library
 
-    fd = _open(Path(host_of(arguments).paths.state, "audit", _RECORDS))
+    fd = open_records(Path(host_of(arguments).paths.state))
     become_nobody()
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    found, problem = latest(json, _lines_backwards(fd), now)
+    found, problem = latest(json, lines_backwards(fd, _MARK), now)
     rows = [row for row in found if arguments.workload in (None, row["workload"])]
     if arguments.json:
         print_json({"problem": problem, "budgets": rows})
@@ -92,30 +89,3 @@ def _shown(row: dict[str, Any], column: str) -> object:
         unit = row["currency"] or row["unit"].replace("_", " ")
         return f"{value} {unit} a {row['window']}"
     return value
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise ControlError(
-            "no_log", f"there is no {path}", "start Anchorhold: `anchorhold up`"
-        ) from None
-    except PermissionError:
-        raise ControlError(
-            "not_allowed", f"{path} is root's", "use sudo", exits.NOT_ALLOWED
-        ) from None
-
-
-def _lines_backwards(fd: int) -> Iterator[bytes]:
-    """The lines that tell of budgets, the last one first."""
-    size = os.fstat(fd).st_size
-    if not size:
-        return
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data:
-        end = size
-        while (at := data.rfind(_MARK, 0, end)) >= 0:
-            begin = data.rfind(b"\n", 0, at) + 1
-            stop = data.find(b"\n", at)
-            yield data[begin : stop if stop >= 0 else size]
-            end = begin

@@ -8,6 +8,7 @@ import os
 import sys
 
 from supervisor.cli import (
+    ask,
     budget,
     completion,
     demo,
@@ -29,7 +30,22 @@ from supervisor.control import ControlError
 DEFAULT_HOST_FILE = "/etc/anchorhold/host.toml"
 
 # In the order of a first day: start, look, use, stop; then what is rarer.
-VERBS = (up, status, send, logs, budget, stop, doctor, token, keys, policy, try_, demo, completion)
+VERBS = (
+    up,
+    status,
+    send,
+    logs,
+    budget,
+    ask,
+    stop,
+    doctor,
+    token,
+    keys,
+    policy,
+    try_,
+    demo,
+    completion,
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ from supervisor.policy.model import Net, Policy, Rule
 
 if TYPE_CHECKING:
     from supervisor.host import Host
+    from supervisor.policy.plans import CompiledPolicy
 
 MODEL_PORT, PORT = 8100, 8101  # of the proxy in the workload's namespace
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _NAME = r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_NAME}")
 _HOST = rf"\*|(\*\.)?{_NAME}"
 _PATH = r"/([A-Za-z0-9._~:@+-]|\{credential\}|/)*(/\*\*)?"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -114,6 +117,14 @@ def _entry(policy: Policy, rule: Rule, net: Net) -> dict[str, Any]:
         "time": net.time,
         "target": f"net.{policy.id}.{rule.id}",
     }
+
+
+def asked(compiled: CompiledPolicy, host: str, port: int) -> dict[str, Any] | None:
+    """The entry of the rule by which the operator may allow `host`; None where there is none."""
+    for entry in (compiled.egress or {}).get("net", ()):
+        if entry["ask"] and entry["port"] == port and reaches(entry["host"], host):
+            return dict(entry)
+    return None
 
 
 def reaches(pattern: str, host: str) -> bool:

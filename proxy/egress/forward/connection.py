@@ -23,6 +23,7 @@ from proxy.egress.redaction.scan import ScanFailed
 from proxy.egress.redaction.text import Masker
 from proxy.egress.tls import client_context
 
+from .ask import Asks
 from .destination import Destination, host_name, reachable
 from .peer import next_event
 from .request import Exchange
@@ -58,7 +59,8 @@ class Call:
 class Forward:
     """The forward port of one workload; who connects to it is that workload."""
 
-    def __init__(self, services: Services, workload: Workload, broker: Broker) -> None:
+    def __init__(self, services: Services, workload: Workload, broker: Broker, asks: Asks) -> None:
+        self._asks = asks
         self.services = services
         self.workload = workload
         self.broker = broker
@@ -194,6 +196,9 @@ class Forward:
         places = ", ".join(f"{file}:{rule.line} ({rule.rule})" for rule in rules)
         allowed = [rule for rule in rules if (fits(rule) if fits else not rule.readable_only)]
         if allowed:
+            if allowed[0].ask:
+                call.rule = allowed[0]
+                await self._asks.permission(self.workload.id, call.host, call.port, allowed[0])
             return allowed[0]
         call.rule = rules[0]
         if fits is None:
@@ -206,7 +211,7 @@ class Forward:
         """Return a socket connected to where the call goes. Raises Refusal."""
         assert call.rule is not None  # noqa: S101 - permitted() came before
         try:
-            return await self.broker.dial(call.rule.dial_as(call.host))
+            return await self.broker.dial(call.rule.dial_as(self.workload.id, call.host))
         except DialError as error:
             raise Refusal("upstream_unreachable", f"No connection: {error.reason}.") from None
 

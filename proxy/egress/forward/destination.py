@@ -61,8 +61,13 @@ class Destination:
             return path == pattern[:-3] or path.startswith(pattern[:-2])
         return path == pattern
 
-    def dial_as(self, host: str) -> str:
-        """The target to ask the broker for: with the name where the rule leaves it open."""
+    def dial_as(self, workload: str, host: str) -> str:
+        """The target to ask the broker for: with the name where the rule leaves it open.
+
+        What the operator allows is a target of its own, which the broker forgets in time.
+        """
+        if self.ask:
+            return f"ask.{workload}.{host}:{self.port}"
         return self.target if self.host == host else f"{self.target}={host}"
 
 

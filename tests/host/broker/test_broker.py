@@ -318,3 +318,27 @@ def test_broker_dies_with_the_process_that_started_it():
     os.kill(middle, signal.SIGKILL)
     os.waitpid(middle, 0)
     assert wait_gone(pid)
+
+
+def test_what_is_allowed_for_a_while_is_one_target_more_and_is_used_up(handle, dialler):
+    """A name decides, so loopback stays refused; what is used up is not even looked at."""
+    client = dialler("egress", {})
+    assert client.dial("ask.a.host:443")[0] == 2
+    handle.allow("egress", "ask.a.host:443", {"host": "127.0.0.1", "port": 443},
+                 seconds=60, uses=2)  # fmt: skip
+    for _ in range(2):
+        status, reason, _ = client.dial("ask.a.host:443")
+        assert status == 4, reason
+    assert client.dial("ask.a.host:443")[:2] == (1, "what was allowed is used up")
+    assert client.dial("ask.a.host:443")[0] == 2, "and then forgotten"
+    with pytest.raises(broker.BrokerError, match="no client"):
+        handle.allow("nobody", "x", {"host": "a.example", "port": 1}, seconds=1, uses=1)
+    with pytest.raises(broker.BrokerError, match="whole numbers"):
+        handle.allow("egress", "x", {"host": "a.example", "port": 1}, seconds=0, uses=1)
+
+
+def test_a_pattern_dials_hosts_below_its_domain_alone(handle, dialler):
+    client = dialler("egress", {"net.a": {"host": "*.chat.invalid", "port": 443}})
+    for name in ("net.a", "net.a=evil.invalid", "net.a=\0.chat.invalid", "net.a=*.chat.invalid"):
+        assert client.dial(name)[0] == 2
+    assert client.dial("net.a=api.chat.invalid")[0] == 3, "looked up, and not there"

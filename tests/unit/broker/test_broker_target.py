@@ -36,3 +36,12 @@ def test_a_pattern_needs_a_host_below_its_domain() -> None:
 def test_nothing_else_is_dialled_through_a_pattern(host: str) -> None:
     assert find(TARGETS, f"net.a.any={host}") is None
     assert find(TARGETS, "net.a.any") is None
+
+
+def test_what_is_allowed_for_a_while_is_used_up() -> None:
+    target = Target("ask", {"host": "chat.example", "port": 443}).bound(100.0, 2)
+    assert target.spend(99.0) and target.spend(99.5) and not target.spend(99.6)
+    late = Target("ask", {"host": "chat.example", "port": 443}).bound(100.0, 2)
+    assert not late.spend(100.0)
+    lasting = Target("ask", {"host": "chat.example", "port": 443})
+    assert all(lasting.spend(1e9) for _ in range(1000))

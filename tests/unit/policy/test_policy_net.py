@@ -10,6 +10,7 @@ from policy_rig import HOST, SHIPPED, compiled, mistakes, with_change
 from proxy.egress.config import parse as parse_config
 from supervisor.host import parse_host
 from supervisor.policy.explain import explain
+from supervisor.policy.net import HOST_NAME, asked
 from supervisor.policy.parse import parse_policy
 from supervisor.policy.wiring import broker_targets, egress_config
 
@@ -64,6 +65,16 @@ def test_a_host_that_is_asked_for_is_no_target_before_the_answer() -> None:
     assert not any(
         name.startswith("net.") for name in broker_targets(plans, HOST)["service.egress"]
     )
+
+
+def test_the_operator_may_allow_what_the_policy_asks_for_and_nothing_else() -> None:
+    plan = compiled(adapter('host = "*.new.example", ask = true, port = 8443'))[ADAPTER]
+    found = asked(plan, "a.new.example", 8443)
+    assert found is not None and found["time"] == 300
+    assert asked(plan, "a.new.example", 443) is None
+    assert asked(plan, "new.example", 8443) is None
+    assert asked(compiled()[ADAPTER], "a.new.example", 8443) is None
+    assert HOST_NAME.fullmatch("a.new.example") and not HOST_NAME.fullmatch("10.0.0.1")
 
 
 def test_who_calls_models_and_hosts_has_both_ports() -> None:
