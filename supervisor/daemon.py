@@ -114,6 +114,8 @@ def _supervise(host_file: str, launcher: socket.socket, handle: broker.BrokerHan
 
     from supervisor.host import load_host
     from supervisor.policy.errors import PolicyErrors
+    from supervisor.policy.model import Net
+    from supervisor.policy.parse import load_directory
 
     try:
         host = load_host(host_file)
@@ -127,8 +129,9 @@ def _supervise(host_file: str, launcher: socket.socket, handle: broker.BrokerHan
         print(f"anchorhold up: another supervisor runs in {run}", file=sys.stderr)
         return 1
     (run / "stage").mkdir(mode=0o700, exist_ok=True)
-    # Names are looked up by a process of their own, and only where the host file has any.
-    named = any(upstream.host for upstream in host.upstreams)
+    # Names are looked up by a process of their own, and only where host file or policies have any.
+    policies, _ = load_directory(host.paths.policies)
+    named = any(upstream.host for upstream in host.upstreams) or any(p.of(Net) for p in policies)
     resolver = host.id_base + _RESOLVER_ID if named else None
     handle.lock_down(host.id_base + _BROKER_ID, resolver_uid=resolver)
 
