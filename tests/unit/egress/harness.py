@@ -260,7 +260,7 @@ class Proxy:
         self.audit_path = folder / "audit.jsonl"
         self.broker = StandInBroker({"upstream.practice": server.port})
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.settimeout(10)
+        self.control.settimeout(40)  # the first answer waits for the rules to compile
         workload = {
             "placeholder": PLACEHOLDER,
             "digest": "d" * 64,
