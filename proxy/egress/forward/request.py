@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import h11
+from wsproto import ConnectionType
 
 from proxy.egress.errors import Refusal
 from proxy.egress.redaction.stream import Channel
@@ -18,18 +19,20 @@ from . import body as bodies
 from .destination import CREDENTIAL
 from .peer import next_event
 from .target import Target, parse
+from .websocket import Side, WebSocketRefused, accepts, relay, valid_key
 
 if TYPE_CHECKING:
     from .connection import Call, Forward
 
-BODY_TIME, ANSWER_TIME = 30.0, 120.0
+BODY_TIME, OPENING_TIME, ANSWER_TIME = 30.0, 15.0, 120.0
 RESPONSE_MAX = 16 * 1024 * 1024
 _MARK = "anchorhold-placeholder-"
 # What belongs to one connection (RFC 9110, section 7.6.1), what is ours to say, and who asks.
 _NOT_ON = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade host via"
     b" proxy-authorization proxy-authenticate content-length accept-encoding expect forwarded"
-    b" x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip x-request-id".split()
+    b" x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip x-request-id"
+    b" sec-websocket-extensions".split()
 )
 # A changed body has another length, digest and tag; other ways to the same service are not ours.
 _NOT_BACK = _NOT_ON | frozenset(b"content-encoding etag digest content-md5 alt-svc".split())
@@ -65,6 +68,7 @@ class Exchange:
         call.rule = await forward.permitted(
             call, lambda rule: rule.allows(method, target.path, placeholder)
         )
+        switching = self._switching()
         headers = self._headers(target)
         path = self._path(target)
         body = await self._body()
@@ -72,6 +76,9 @@ class Exchange:
             raise Refusal("vault_locked", "The vault has not been unlocked.")
         forward.record(call, "admission", "allowed", None)
         sock = await forward.dial(call)
+        if switching:
+            await self._switch(path, headers, sock, target)
+            return
         try:
             async with asyncio.timeout(ANSWER_TIME):
                 reader, writer = await self._connected(sock, target)
@@ -85,6 +92,78 @@ class Exchange:
             # Neither message nor cause: both may quote what was sent.
             kind = type(error).__name__
             raise Refusal("upstream_disconnected", f"The host broke off ({kind}).") from None
+
+    def _switching(self) -> bool:
+        """Whether a WebSocket is asked for. Raises Refusal where none may be, or it is odd."""
+        head = dict(self._request.headers)
+        if b"upgrade" not in head:
+            return False
+        rule = self._call.rule
+        if rule is None or not rule.websocket or head[b"upgrade"].lower() != b"websocket":
+            raise Refusal("upgrade_refused", "No other protocol is spoken here.", by_rule=True)
+        key, version = head.get(b"sec-websocket-key", b""), head.get(b"sec-websocket-version")
+        if self._request.method != b"GET" or version != b"13" or not valid_key(key):
+            raise Refusal("proxy_request_invalid", "The WebSocket's opening is not RFC 6455's.")
+        return True
+
+    async def _switch(self, path: bytes, headers: Headers, sock: Any, target: Target) -> None:
+        """Open the WebSocket on both sides and carry its messages until it is closed."""
+        try:
+            async with asyncio.timeout(OPENING_TIME):
+                reader, writer = await self._connected(sock, target)
+        except (OSError, TimeoutError) as error:
+            raise Refusal("upstream_disconnected", f"{type(error).__name__}.") from None
+        try:
+            early = await self._opened(path, headers, reader, writer)
+            client = Side(
+                self._reader, self._writer, ConnectionType.SERVER, self._client.trailing_data[0]
+            )
+            server = Side(reader, writer, ConnectionType.CLIENT, early)
+            await relay(client, server, (self._out, self._in), self._count)
+        except WebSocketRefused as error:
+            self._done("refused", str(error))
+            raise
+        finally:
+            writer.close()
+        self._done()
+
+    async def _opened(
+        self,
+        path: bytes,
+        headers: Headers,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bytes:
+        """The opening handshakes; what the host sent right behind its own."""
+        server = h11.Connection(h11.CLIENT)
+        for event in (h11.Request(method="GET", target=path, headers=headers), h11.EndOfMessage()):
+            writer.write(server.send(event) or b"")
+        try:
+            async with asyncio.timeout(OPENING_TIME):
+                await writer.drain()
+                answer = await next_event(server, reader)
+        except (OSError, h11.RemoteProtocolError) as error:
+            raise Refusal("upstream_disconnected", f"{type(error).__name__}.") from None
+        given = dict(answer.headers) if isinstance(answer, h11.InformationalResponse) else {}
+        key = dict(self._request.headers)[b"sec-websocket-key"]
+        right = (
+            given.get(b"upgrade", b"").lower() == b"websocket"
+            and accepts(key, given.get(b"sec-websocket-accept", b""))
+            and b"sec-websocket-extensions" not in given
+        )
+        if not right or answer.status_code != 101:
+            raise Refusal("upstream_invalid", "The host did not open a WebSocket.")
+        back = [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
+        for name in (b"sec-websocket-accept", b"sec-websocket-protocol"):
+            if name in given:
+                back.append((name, self._in.text(given[name].decode("latin-1")).encode("latin-1")))
+        await self._send(h11.InformationalResponse(status_code=101, headers=back))
+        self._call.status = 101
+        return bytes(server.trailing_data[0])
+
+    def _count(self, sent: int, received: int) -> None:
+        self._call.sent += sent
+        self._call.received += received
 
     async def _connected(self, sock: Any, target: Target) -> Any:
         if not target.tls:
@@ -104,8 +183,6 @@ class Exchange:
         names = {name for name, _ in given}
         if b"content-length" in names and b"transfer-encoding" in names:
             raise Refusal("proxy_request_invalid", "The body has two lengths.")
-        if b"upgrade" in names:
-            raise Refusal("upgrade_refused", "No other protocol is spoken here.")
         passed: Headers = [(b"host", target.authority.encode("ascii"))]
         own = rule.header.encode("ascii") if rule.credential else b""
         for name, value in given:
@@ -117,7 +194,10 @@ class Exchange:
             if self._out.text(text, f"{name.decode('ascii')}: ") != text:
                 raise Refusal("secret_in_head", "A header holds a value that must be masked.")
             passed.append((name, value))
-        passed += [(b"accept-encoding", b"identity"), (b"connection", b"close")]
+        if b"upgrade" in names:
+            passed += [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
+        else:
+            passed += [(b"accept-encoding", b"identity"), (b"connection", b"close")]
         if rule.credential and CREDENTIAL not in rule.path:
             passed.append((own, (rule.prefix + self._key(rule.credential)).encode("ascii")))
         return passed
@@ -276,10 +356,10 @@ class Exchange:
         self._done()
         await self._send(h11.Data(data=rest), h11.EndOfMessage())
 
-    def _done(self) -> None:
+    def _done(self, verdict: str = "allowed", reason: str | None = None) -> None:
         """The outcome is on record before the last byte goes out."""
         self._call.ended = True
-        self._forward.record(self._call, "completion", "allowed", None)
+        self._forward.record(self._call, "completion", verdict, reason)
 
     async def _send(self, *events: Any) -> None:
         for event in events:
