@@ -17,6 +17,7 @@ from proxy.egress.redaction.text import Masker
 
 from . import body as bodies
 from .destination import CREDENTIAL
+from .opaque import Opaque
 from .peer import next_event
 from .target import Target, parse
 from .websocket import Side, WebSocketRefused, accepts, relay, valid_key
@@ -303,7 +304,7 @@ class Exchange:
             for name, value in response.headers
             if name not in _NOT_BACK
         ]
-        kind = bodies.media_type(head.get(b"content-type", ""))
+        kind = bodies.media_type(head.get(b"content-type", "text/plain"))
         self._call.status = response.status_code
         pieces = _pieces(server, reader)
         if bodies.is_json(kind):
@@ -329,26 +330,21 @@ class Exchange:
 
     async def _stream(self, status: int, headers: Headers, pieces: Any, *, text: bool) -> None:
         """Pass on text as it comes, masked; and what is no text, if no key in use is in it."""
-        channel = Channel(self._in, self._forward.services.hold)
-        decoder = codecs.getincrementaldecoder("utf-8" if text else "latin-1")("replace")
+        channel = Channel(self._in, self._forward.services.hold) if text else Opaque(self._in)
+        coding = "utf-8" if text else "latin-1"
+        decoder = codecs.getincrementaldecoder(coding)("replace")
         await self._send(h11.Response(status_code=status, headers=headers, reason=b""))
-        seen, total = "", 0
+        total = 0
         try:
             async for piece in pieces:
                 total += len(piece)
                 if total > RESPONSE_MAX:
                     raise ConnectionError("the host sends without end")
-                plain = decoder.decode(piece)
-                if text:
-                    piece = channel.feed(plain).encode("utf-8", "surrogatepass")
-                else:
-                    seen = seen[-512:] + plain
-                    if self._in.keys(seen) is not seen:
-                        raise ConnectionError("a key in use was found in the answer")
-                self._call.received += len(piece)
-                if piece:
-                    await self._send(h11.Data(data=piece))
-            rest = channel.flush().encode("utf-8", "surrogatepass") if text else b""
+                data = channel.feed(decoder.decode(piece)).encode(coding, "surrogatepass")
+                self._call.received += len(data)
+                if data:
+                    await self._send(h11.Data(data=data))
+            rest = channel.flush().encode(coding, "surrogatepass")
         except BaseException:
             channel.drop()
             raise

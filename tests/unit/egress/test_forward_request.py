@@ -178,6 +178,25 @@ def test_other_answers_pass_unless_a_key_in_use_is_in_them(proxy: Proxy, service
     assert proxy.last()["verdict"] == "failed"
 
 
+@pytest.mark.parametrize("size", [1, 7, 20])
+def test_a_key_in_pieces_of_an_answer_leaves_no_piece_of_it(
+    proxy: Proxy, service: Service, size: int
+) -> None:
+    whole = reply(b"\0pixels" + KEY.encode() + b"\0more", "image/png")
+    service.answer[:] = [whole[at : at + size] for at in range(0, len(whole), size)]
+    with contextlib.suppress(ConnectionResetError, ValueError):
+        assert KEY[:8].encode() not in ask(proxy).body
+    assert proxy.last()["verdict"] == "failed"
+    service.answer[:] = [reply(b"\0pixels" + KEY[:9].encode(), "image/png")]
+    assert ask(proxy).body == b"\0pixels" + KEY[:9].encode(), "a beginning alone is none"
+
+
+def test_an_answer_without_a_type_is_text(proxy: Proxy, service: Service) -> None:
+    body = f"see {SECRET} there".encode()
+    service.answer[:] = [b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body]
+    assert ask(proxy).body == f"see {MASK} there".encode()
+
+
 def test_the_key_is_put_in_and_never_comes_back(proxy: Proxy, service: Service) -> None:
     service.answer[:] = [reply(json.dumps({"you": f"sent {KEY}"}).encode())]
     answer = ask(proxy, "/keyed/x", body=b"{}", Authorization=f"Bearer {PLACEHOLDER}")
