@@ -6,7 +6,6 @@ on the way back. Read `exchange.py` for the way of one request.
 
 from __future__ import annotations
 
-import os
 import sys
 
 
@@ -19,9 +18,6 @@ def main() -> int:
         handed = inherited()
         config, audit, control, broker = require(handed, "config", "audit", "control", "broker")
         data = read_config(config)
-        # aiohttp reads the system's trust store at import (2.5 MB) for connections we never make;
-        # ours come from Config.ca_file, and only when an upstream speaks TLS.
-        os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
         from .process import serve
 
         serve(data, {"audit": audit, "control": control, "broker": broker})

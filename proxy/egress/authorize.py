@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Callable, Iterable
+from urllib.parse import unquote_plus
 
 from .config import Grant, Workload
 from .errors import Refusal
 from .guard import KeyGuard
+from .providers import Provider, Route
+from .redaction.text import Masker
 
 Headers = list[tuple[bytes, bytes]]
 _SCHEME = b"bearer "
+_PARAMETER = re.compile(r"([A-Za-z0-9_$.\[\]-]{1,64})=([A-Za-z0-9._~%+:,@/-]{0,512})")
+_VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
 
 
-def check_credential(headers: Headers, workload: Workload) -> None:
-    """The Authorization header must be the placeholder of the workload whose socket this is."""
-    values = [value for name, value in headers if name == b"authorization"]
+def check_credential(headers: Headers, workload: Workload, provider: Provider) -> None:
+    """The placeholder of the workload whose socket this is, where the provider's clients put it.
+
+    A provider without a key of its own needs none: the socket says who asks.
+    """
+    values = [
+        (name, value) for name, value in headers if name.decode("latin-1") in provider.accepts
+    ]
     if not values:
-        raise Refusal("credential_missing", "There is no Authorization header.")
-    given = values[0]
-    token = given[len(_SCHEME) :].strip() if given[: len(_SCHEME)].lower() == _SCHEME else b""
+        if not provider.header:
+            return
+        place = provider.accepts[0]
+        raise Refusal("credential_missing", f"There is no {place} header with a placeholder.")
+    name, given = values[0]
+    bearer = given[: len(_SCHEME)].lower() == _SCHEME
+    token = given[len(_SCHEME) :].strip() if bearer else given
+    if bearer != (name == b"authorization"):
+        token = b""
     if len(values) > 1 or not hmac.compare_digest(token, workload.placeholder.encode("ascii")):
         raise Refusal("credential_mismatch", "The credential is not this workload's placeholder.")
 
 
-def check_stray(headers: Headers, placeholders: Iterable[str]) -> None:
-    """A placeholder in any header but Authorization is refused: it was being sent elsewhere."""
-    stray = b"\n".join(value for name, value in headers if name != b"authorization")
+def check_stray(headers: Headers, provider: Provider, placeholders: Iterable[str]) -> None:
+    """A placeholder in any other header was meant for somewhere else."""
+    accepts = provider.accepts
+    stray = b"\n".join(v for name, v in headers if name.decode("latin-1") not in accepts)
     if any(placeholder.encode("ascii") in stray for placeholder in placeholders):
-        raise Refusal("credential_mismatch", "A placeholder was found in another header.")
+        raise misplaced("in another header")
+
+
+def misplaced(where: str) -> Refusal:
+    """Return the refusal for a placeholder that was found `where` it does not belong."""
+    return Refusal("credential_endpoint_mismatch", f"A placeholder was found {where}.")
 
 
 def live_keys(headers: Headers, guard: KeyGuard) -> int:
@@ -36,17 +59,39 @@ def live_keys(headers: Headers, guard: KeyGuard) -> int:
     return guard.mask(b"\n".join(value for _, value in headers).decode("latin-1"))[1]
 
 
-def check_head(headers: Headers, workload: Workload) -> None:
-    """Type, encoding and announced length of the body."""
-    head = dict(headers)
-    kind, _, parameter = head.get(b"content-type", b"").lower().partition(b";")
-    if kind.strip() != b"application/json":
-        raise Refusal("unsupported_type", "The body is not application/json.")
-    if parameter.strip().replace(b'"', b"") not in (b"", b"charset=utf-8"):
-        raise Refusal("unsupported_type", "The body is not UTF-8.")
-    if head.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise Refusal("unsupported_encoding", "The body is compressed.")
-    if int(head.get(b"content-length", b"0")) > workload.body_max:
+def check_query(query: bytes, route: Route, masker: Masker) -> str:
+    """Return the query to send: declared parameters only, each once, without a secret."""
+    if not query:
+        return ""
+    seen: set[str] = set()
+    for part in query.decode("latin-1").split("&"):
+        match = _PARAMETER.fullmatch(part)
+        if not match or match[1] not in route.query or match[1] in seen:
+            raise Refusal("route_not_allowed", "The query has a parameter that is not declared.")
+        seen.add(match[1])
+        plain = unquote_plus(match[2])
+        if masker.text(plain) != plain:
+            raise Refusal("secret_blocked", "A parameter of the query holds a secret.")
+    return "?" + query.decode("latin-1")
+
+
+def passed_headers(headers: Headers, provider: Provider, masker: Masker) -> dict[str, str]:
+    """The request headers that the provider declares, each value masked; a repeated one is joined.
+
+    What is not printable ASCII does not pass.
+    """
+    found: dict[str, str] = {}
+    for name, value in headers:
+        plain, text = name.decode("latin-1"), value.decode("latin-1")
+        if plain in provider.request_headers and _VALUE.fullmatch(text):
+            found[plain] = f"{found[plain]}, {text}" if plain in found else text
+    return {name: masker.text(text) for name, text in found.items()}
+
+
+def check_length(headers: Headers, workload: Workload) -> None:
+    """The announced length of the body is within the policy's limit."""
+    lengths = [value for name, value in headers if name == b"content-length"]
+    if lengths and int(lengths[0]) > workload.body_max:
         raise too_large(workload)
 
 
@@ -58,18 +103,30 @@ def too_large(workload: Workload) -> Refusal:
     )
 
 
-def grant_for(model: str, workload: Workload, shown: Callable[[str], str]) -> Grant:
-    """Return the permission to use `model`; the refusal names the policy's line.
+def grant_for(
+    model: str, workload: Workload, upstreams: frozenset[str], shown: Callable[[str], str]
+) -> Grant:
+    """Return the permission to use `model` at one of `upstreams`; the refusal names the line.
 
     `shown` makes of the model's name what may stand in a message.
     """
     grant = workload.models.get(model)
-    if grant is None:
-        places = dict.fromkeys(
-            f"{workload.file}:{grant.line} ({grant.rule})" for grant in workload.models.values()
-        )
+    if grant is None or grant.upstream not in upstreams:
+        grants = [one for one in workload.models.values() if one.upstream in upstreams]
+        places = dict.fromkeys(f"{workload.file}:{one.line} ({one.rule})" for one in grants)
         where = ", ".join(places) or f"{workload.file}, which allows no model"
         raise Refusal(
             "model_not_allowed", f"Model {shown(model)} is not allowed by {where}.", by_rule=True
         )
     return grant
+
+
+def family_grant(family: str, workload: Workload, upstreams: frozenset[str]) -> Grant:
+    """Return the permission for a route without a model: a rule that names its family."""
+    for grant in workload.models.values():
+        if grant.upstream in upstreams and family in grant.routes:
+            return grant
+    raise Refusal(
+        "route_not_allowed",
+        f'No model rule of {workload.file} has routes = ["{family}"] for this upstream.',
+    )

@@ -13,6 +13,7 @@ from proxy.errors import ConfigError
 
 from .budget import UNITS, WINDOWS, Budget
 from .forward.destination import Destination
+from .providers import DEFAULT, FAMILIES, Place, names
 from .usage import Price
 
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
@@ -22,7 +23,6 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
 _T = TypeVar("_T")
 Action = Literal["allow", "pseudonymise", "mask", "block"]  # from the mildest to the strictest
-Place = Literal["text", "tool-arguments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,15 @@ class Upstream:
     credential: str | None
     header: str
     prefix: str
+    provider: str = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The permission to use one model: which upstream, and the policy rule that says so."""
+    """The permission to use one model: which upstream, and the policy rule that says so.
+
+    `routes`: families of routes without a model that go with it, such as "files".
+    """
 
     name: str
     upstream: str
@@ -50,6 +54,7 @@ class Grant:
     line: int
     redact: str
     price: Price | None = None
+    routes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,10 @@ def parse(data: bytes, redact_classes: frozenset[str]) -> Config:
 
 def _upstream(name: str, value: object, at: str) -> Upstream:
     needed = {"scheme", "host", "port", "path", "target", "credential", "header", "prefix"}
-    field = _fields(value, at, needed)
+    field = _fields(value, at, needed, {"provider"})
+    provider = field.get("provider", DEFAULT)
+    if provider not in names():
+        raise ConfigError(f"{at}.provider is one of {', '.join(names())}.")
     if field["scheme"] not in ("http", "https"):
         raise ConfigError(f"{at}.scheme is http or https.")
     credential = field["credential"]
@@ -150,8 +158,9 @@ def _upstream(name: str, value: object, at: str) -> Upstream:
         path=_like(field["path"], _PATH, f"{at}.path"),
         target=_is(field["target"], str, f"{at}.target"),
         credential=credential,
-        header=_like(field["header"], _HEADER, f"{at}.header"),
+        header=_like(field["header"], _HEADER, f"{at}.header") if credential else "",
         prefix=prefix,
+        provider=provider,
     )
 
 
@@ -253,8 +262,12 @@ def _price(value: object, at: str) -> Price:
 
 
 def _grant(value: object, at: str) -> Grant:
-    field = _fields(value, at, {"name", "upstream", "rule", "line", "redact"}, {"price"})
+    needed = {"name", "upstream", "rule", "line", "redact"}
+    field = _fields(value, at, needed, {"price", "routes"})
     price = field.get("price")
+    routes = _is(field.get("routes", []), list, f"{at}.routes")
+    if any(route not in FAMILIES for route in routes):
+        raise ConfigError(f"{at}.routes are of {', '.join(FAMILIES)}.")
     return Grant(
         name=_is(field["name"], str, f"{at}.name"),
         upstream=_is(field["upstream"], str, f"{at}.upstream"),
@@ -262,6 +275,7 @@ def _grant(value: object, at: str) -> Grant:
         line=_between(field["line"], 1, 1_000_000, f"{at}.line"),
         redact=_is(field["redact"], str, f"{at}.redact"),
         price=None if price is None else _price(price, f"{at}.price"),
+        routes=frozenset(routes),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
 from proxy.errors import ProxyError
@@ -20,17 +19,24 @@ _REQUEST, _DENIED = "invalid_request_error", "permission_error"
 _UPSTREAM, _OURS = "upstream_error", "api_error"
 
 CODES: dict[str, Kind] = {
-    "credential_missing": Kind(401, "authentication_error", "Send the placeholder as Bearer."),
+    "credential_missing": Kind(
+        401, "authentication_error", "Send the placeholder as the provider's clients send a key."
+    ),
     "credential_mismatch": Kind(403, _DENIED, "Use the placeholder of this workload, only there."),
+    "credential_endpoint_mismatch": Kind(
+        403, _DENIED, "A placeholder goes only where its provider's clients put the key."
+    ),
     "route_not_allowed": Kind(
-        403, _DENIED, "Only POST /v1/chat/completions and GET /v1/models exist, without a query."
+        403, _DENIED, "Use a route that a provider file declares, for an upstream of your policy."
     ),
     "model_not_allowed": Kind(403, _DENIED, "Ask for a listed model, or have the policy changed."),
     "body_too_large": Kind(413, _REQUEST, "Send less, or raise body_max in the policy."),
     "body_too_deep": Kind(413, _REQUEST, "Nest the JSON less deeply."),
     "body_slow": Kind(408, _REQUEST, "Send the body without pauses."),
-    "unsupported_type": Kind(415, _REQUEST, "Send application/json, UTF-8."),
-    "unsupported_encoding": Kind(415, _REQUEST, "Send the body uncompressed."),
+    "unsupported_type": Kind(415, _REQUEST, "Send the declared media type, as UTF-8."),
+    "unsupported_encoding": Kind(
+        415, _REQUEST, "Send it plain, or by one of gzip, deflate, br and zstd."
+    ),
     "invalid_json": Kind(400, _REQUEST, "Send one JSON object without duplicate keys."),
     "logprobs_not_allowed": Kind(400, _REQUEST, "Leave out logprobs and top_logprobs."),
     "too_many_requests": Kind(429, "rate_limit_error", "Wait for a request of yours to end."),
@@ -76,8 +82,9 @@ CODES: dict[str, Kind] = {
 class Refusal(ProxyError):
     """A request ends here. `message` names no value from the request, only names and places.
 
-    `rule` is set where a policy rule decided; `status` differs from the table's only for
-    upstream_error, which repeats the upstream's own. `retry_after` is in seconds.
+    `by_rule` is set where a policy rule decided; `status` differs from the table's only for
+    upstream_error, which repeats the upstream's own. `headers` go with the answer, `retry_after`
+    (seconds) as one of them.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class Refusal(ProxyError):
         *,
         status: int | None = None,
         by_rule: bool = False,
+        headers: list[tuple[bytes, bytes]] | None = None,
         retry_after: int | None = None,
     ) -> None:
         kind = CODES[code]
@@ -96,15 +104,9 @@ class Refusal(ProxyError):
         self.status = status or kind.status
         self.by_rule = by_rule
         self.retry_after = retry_after
-
-    def body(self) -> bytes:
-        """Return the error as OpenAI-shaped JSON."""
-        return json.dumps({"error": self.payload()}).encode("ascii")
-
-    def payload(self) -> dict[str, str | None]:
-        """Return the inner error object; also used in an SSE error event."""
-        text = f"{self.message} {self.fix}".strip()
-        return {"message": text, "type": self.type, "code": self.code, "param": None}
+        self.headers = list(headers or ())
+        if retry_after is not None:
+            self.headers.append((b"retry-after", str(retry_after).encode("ascii")))
 
 
 def unrecorded() -> Refusal:

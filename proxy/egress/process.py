@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvloop
 
-from . import config
+from . import config, providers
 from .redaction import rules
 from .redaction.scan import Scanner
 from .server import EgressServer
@@ -22,15 +22,21 @@ def serve(data: bytes, fds: dict[str, int]) -> None:
     """Serve until told to stop. Raises ProxyError when rules or configuration are not right."""
     book = rules.load()
     settings = config.parse(data, frozenset(book.classes))
+    apis = providers.load()
     scanner = Scanner(book)
     # The libraries' own log lines may quote requests; ours are the audit records.
     logging.disable(logging.CRITICAL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(settings, scanner, fds))
+        runner.run(_run(settings, scanner, apis, fds))
 
 
-async def _run(settings: config.Config, scanner: Scanner, fds: dict[str, int]) -> None:
-    server = EgressServer(settings, scanner, fds)
+async def _run(
+    settings: config.Config,
+    scanner: Scanner,
+    apis: dict[str, providers.Provider],
+    fds: dict[str, int],
+) -> None:
+    server = EgressServer(settings, scanner, apis, fds)
     _settle()
     await server.run()
 

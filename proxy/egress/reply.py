@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import aiohttp
 from starlette.types import Receive, Send
 
-from .config import Upstream
+from . import shapes, sse
+from .content_encoding import ENCODINGS, Decoder, EncodingWrong, TooLarge
+from .deltas import Event, StreamInvalid, StreamMasker
 from .errors import Refusal
+from .http_client import Broken, Response
 from .redaction.actions import Blocked
-from .redaction.json_walk import JsonInvalid, parse
+from .redaction.json_walk import JsonInvalid, Untouchable, read, without
 from .redaction.scan import ScanFailed
 from .redaction.text import Masker
-from .sse import PLACES, EventReader, StreamInvalid, StreamMasker
+from .redaction.views import DecodeLimit
+from .routes import Target
 from .upstream import broken
+from .usage import reported
 
 if TYPE_CHECKING:
     from .exchange import Exchange
@@ -26,48 +30,59 @@ if TYPE_CHECKING:
 RESPONSE_MAX = 16 * 1024 * 1024
 STREAM_MAX = 64 * 1024 * 1024
 STREAM_TIMES = 10  # a stream may last this many of the workload's timeouts
+_ALIVE = 1.0
 _ERROR_READ = 64 * 1024
 _DRAIN_MAX, _DRAIN_TIME = 1024 * 1024, 1.0
-_BACK = re.compile(r"retry-after|x-ratelimit-[a-z-]{1,40}|openai-processing-ms")
-_TYPE = re.compile(r"[a-z_]{1,48}")
+_TYPE = re.compile(r"[A-Za-z_]{1,48}")
+_RETRY = re.compile(r"[\x20-\x7e]{1,64}")
+_SSE, _LINES, _JSON = "text/event-stream", "application/x-ndjson", "application/json"
 
 
 async def relay(
     exchange: Exchange,
+    target: Target,
     masker: Masker,
-    upstream: Upstream,
-    response: aiohttp.ClientResponse,
+    response: Response,
     send: Send,
 ) -> None:
-    """Answer with the upstream's response. Raises Refusal, StreamInvalid, ScanFailed."""
+    """Answer with the upstream's response. Raises Refusal, StreamInvalid, ScanFailed, Blocked."""
+    upstream = target.upstream
     if 300 <= response.status < 400:
         raise Refusal("redirect_refused", f"{upstream.name} answered with a redirect.")
-    headers = _headers(response, masker)
+    headers = _headers(target, response, masker)
     if response.status >= 400 or response.status < 200:
-        await _refuse(upstream, response, masker)
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise Refusal("upstream_invalid", f"{upstream.name} compressed what it must not.")
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        await _refuse(target, response, masker, headers)
+    encoding = response.header("content-encoding", "identity").strip().lower()
+    if encoding not in ENCODINGS:
+        raise Refusal("upstream_invalid", f"{upstream.name} sent an unknown Content-Encoding.")
+    kind = response.header("content-type").partition(";")[0].strip().lower()
     exchange.status = response.status
     headers.append((b"x-request-id", exchange.id.encode("ascii")))
+    # The type decides, not what was asked for: no stream slips through as JSON.
+    if kind not in target.route.responses:
+        expected = " nor ".join(sorted(target.route.responses))
+        raise Refusal("upstream_invalid", f"{upstream.name} did not send {expected}.")
     try:
-        # The type decides, not what was asked for: no stream slips through as JSON.
-        if kind == "text/event-stream":
+        if kind in (_SSE, _LINES):
+            exchange.stream = True
             async with asyncio.timeout(exchange.workload.timeout * STREAM_TIMES):
-                await _stream(exchange, masker, upstream, response, headers, send)
-        elif kind == "application/json":
+                stream = _Stream(exchange, target, masker, Decoder(encoding, STREAM_MAX))
+                await stream.run(response, kind, headers, send)
+        else:
             async with asyncio.timeout(exchange.workload.timeout):
-                body = await _json(exchange, upstream, response, masker)
+                body = await _json(
+                    exchange, target, response, masker, Decoder(encoding, RESPONSE_MAX)
+                )
             exchange.finish()
             await _send(send, response.status, headers, b"application/json", body)
-        else:
-            raise Refusal("upstream_invalid", f"{upstream.name} sent neither JSON nor a stream.")
-    except (aiohttp.ClientError, OSError) as error:
+    except (Broken, OSError) as error:
         raise broken(upstream, error) from None
+    except (EncodingWrong, TooLarge) as error:
+        raise Refusal("upstream_invalid", f"{upstream.name}'s answer: {error}.") from None
 
 
 async def send_refusal(
-    send: Send, refusal: Refusal, request: str, unread: Receive | None = None
+    send: Send, refusal: Refusal, exchange: Exchange, unread: Receive | None = None
 ) -> None:
     """Answer with an error. `unread` is where the rest of the request's body still comes from.
 
@@ -76,12 +91,11 @@ async def send_refusal(
     """
     if unread is not None:
         await _drain(unread)
-    headers = [(b"x-request-id", request.encode("ascii"))]
+    headers = [(b"x-request-id", exchange.id.encode("ascii")), *refusal.headers]
     if refusal.code in ("body_too_large", "body_slow"):
         headers.append((b"connection", b"close"))
-    if refusal.retry_after is not None:
-        headers.append((b"retry-after", str(refusal.retry_after).encode("ascii")))
-    await _send(send, refusal.status, headers, b"application/json", refusal.body())
+    body = shapes.error(exchange.shape, refusal)
+    await _send(send, refusal.status, headers, b"application/json", body)
 
 
 async def _drain(receive: Receive) -> None:
@@ -100,128 +114,169 @@ async def send_json(send: Send, body: bytes, request: str) -> None:
     await _send(send, 200, [(b"x-request-id", request.encode("ascii"))], b"application/json", body)
 
 
-async def send_stream_error(send: Send, refusal: Refusal) -> None:
+async def send_stream_error(send: Send, refusal: Refusal, exchange: Exchange) -> None:
     """End a stream that has begun with an error event; what was held is never sent."""
-    data = json.dumps({"error": refusal.payload()}).encode("ascii")
-    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n"})
+    event = Event(json.dumps(shapes.error_document(exchange.shape, refusal)), None)
+    if exchange.shape == "anthropic":
+        event = Event(event.data, "error")
+    frame = sse.frame_line if exchange.shape == "ollama" else sse.frame_event
+    await send({"type": "http.response.body", "body": frame(event)})
 
 
 async def _json(
-    exchange: Exchange, upstream: Upstream, response: aiohttp.ClientResponse, masker: Masker
+    exchange: Exchange, target: Target, response: Response, masker: Masker, decoder: Decoder
 ) -> bytes:
+    upstream, provider = target.upstream, target.provider
     body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > RESPONSE_MAX:
-            raise Refusal("upstream_invalid", f"{upstream.name} sent over {RESPONSE_MAX} bytes.")
+    while chunk := await response.read():
+        body += decoder.feed(chunk)
+    decoder.finish()
     try:
         text = body.decode("utf-8")
-        document = parse(text)
+        document = read(text)
     except (UnicodeDecodeError, JsonInvalid):
         raise Refusal("upstream_invalid", f"{upstream.name} sent invalid JSON.") from None
-    if isinstance(document, dict) and isinstance(document.get("usage"), dict):
-        exchange.usage = document["usage"]
-    if _without_logprobs(document):
-        text = json.dumps(document)
-    masked = masker.document(text, places=PLACES).encode("utf-8")
+    if isinstance(document.value, dict):
+        exchange.usage |= reported(document.value, provider.usage)
+    if any(f'"{name}"' in text for name in provider.dropped):
+        # They hold the answer once more, token by token and in bytes: nothing can be masked there.
+        kept = without(document.value, provider.dropped)
+        document = document if kept is document.value else read(json.dumps(kept))
+    masked = masker.document(document, provider.opaque, provider.signed, provider.places).encode(
+        "utf-8"
+    )
     exchange.size_out = len(masked)
     return masked
 
 
-def _without_logprobs(document: Any) -> bool:
-    """Empty `logprobs` of every choice; True where there was one.
+class _Stream:
+    """One answer in pieces: events in, masked events out, until either side ends."""
 
-    They hold the answer once more, token by token and in bytes, where nothing can be masked.
-    """
-    choices = document.get("choices") if isinstance(document, dict) else None
-    found = False
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and choice.get("logprobs") is not None:
-            choice["logprobs"] = None
-            found = True
-    return found
+    def __init__(
+        self, exchange: Exchange, target: Target, masker: Masker, decoder: Decoder
+    ) -> None:
+        kind, provider = target.route.stream, target.provider
+        if kind is None:
+            raise StreamInvalid("this route has no stream")
+        self._exchange = exchange
+        self._target = target
+        self._masker = StreamMasker(kind, provider, masker, exchange.services.hold)
+        self._decoder = decoder
+        self._reader: sse.EventReader | sse.LineReader = sse.EventReader()
+        self._frame = sse.frame_event
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(
+        self, response: Response, kind: str, headers: list[tuple[bytes, bytes]], send: Send
+    ) -> None:
+        """Pass the stream on. Raises Refusal, StreamInvalid, ScanFailed, Blocked."""
+        exchange = self._exchange
+        if kind == _LINES:
+            self._reader, self._frame = sse.LineReader(), sse.frame_line
+        else:
+            self._keep_alive(send)
+        headers += [
+            (b"content-type", kind.encode("ascii")),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        exchange.started = True
+        try:
+            while chunk := await response.read():
+                out, wrong = self._masked(self._decoder.feed(chunk))
+                if out:
+                    exchange.size_out += len(out)
+                    await send({"type": "http.response.body", "body": out, "more_body": True})
+                if wrong:
+                    raise wrong
+            self._decoder.finish()
+            rest = b"".join(map(self._event, self._reader.close())) + self._ended()
+        except BaseException:
+            self._masker.drop()
+            raise
+        finally:
+            if self._timer:
+                self._timer.cancel()
+        exchange.size_out += len(rest)
+        exchange.finish()
+        await send({"type": "http.response.body", "body": rest})
+
+    def _masked(self, chunk: bytes) -> tuple[bytes, Exception | None]:
+        """Return what the chunk's events gave before the first that is wrong, and what is wrong."""
+        out = bytearray()
+        try:
+            for data in self._reader.feed(chunk):
+                out += self._event(data)
+        except (StreamInvalid, ScanFailed, DecodeLimit, Untouchable, Blocked) as error:
+            return bytes(out), error
+        return bytes(out), None
+
+    def _event(self, data: str) -> bytes:
+        if data == "[DONE]":
+            return self._ended() + sse.DONE
+        event, sent = self._masker.event(data)
+        self._exchange.usage |= reported(event, self._target.provider.usage)
+        return b"".join(map(self._frame, sent))
+
+    def _ended(self) -> bytes:
+        return b"".join(map(self._frame, self._masker.end()))
+
+    def _keep_alive(self, send: Send) -> None:
+        """A comment a second while text is held, so that no client takes the stream for dead."""
+        loop = asyncio.get_running_loop()
+
+        async def comment() -> None:
+            await send({"type": "http.response.body", "body": sse.ALIVE, "more_body": True})
+
+        def tick() -> None:
+            if self._masker.pending:
+                task = loop.create_task(comment())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            self._timer = loop.call_later(_ALIVE, tick)
+
+        self._timer = loop.call_later(_ALIVE, tick)
 
 
-async def _stream(
-    exchange: Exchange,
-    incoming: Masker,
-    upstream: Upstream,
-    response: aiohttp.ClientResponse,
+async def _refuse(
+    target: Target,
+    response: Response,
+    masker: Masker,
     headers: list[tuple[bytes, bytes]],
-    send: Send,
 ) -> None:
-    masker = StreamMasker(incoming, exchange.services.hold)
-    reader = EventReader()
-    headers += [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
-    start = {"type": "http.response.start", "status": response.status, "headers": headers}
-    await send(start)
-    exchange.started = True
-    received = 0
-    try:
-        async for chunk in response.content.iter_any():
-            received += len(chunk)
-            if received > STREAM_MAX:
-                raise Refusal("upstream_invalid", f"{upstream.name} sends without end.")
-            out, wrong = _masked(masker, reader, chunk)
-            if out:
-                exchange.size_out += len(out)
-                await send({"type": "http.response.body", "body": out, "more_body": True})
-            if wrong:
-                raise wrong
-        rest = b"".join(map(masker.event, reader.close())) + masker.end()
-    except BaseException:
-        masker.drop()
-        raise
-    finally:
-        exchange.usage = masker.usage
-    exchange.size_out += len(rest)
-    exchange.finish()
-    await send({"type": "http.response.body", "body": rest})
-
-
-def _masked(
-    masker: StreamMasker, reader: EventReader, chunk: bytes
-) -> tuple[bytes, StreamInvalid | ScanFailed | Blocked | None]:
-    """Return what the chunk's events gave before the first that is wrong, and what is wrong."""
-    out = bytearray()
-    try:
-        for data in reader.feed(chunk):
-            out += masker.event(data)
-    except (StreamInvalid, ScanFailed, Blocked) as error:
-        return bytes(out), error
-    return bytes(out), None
-
-
-async def _refuse(upstream: Upstream, response: aiohttp.ClientResponse, masker: Masker) -> None:
     """Raise the upstream's error as our own: of its body only the error's type is repeated."""
+    upstream, body = target.upstream, b""
     try:
         async with asyncio.timeout(5):
-            body = await response.content.read(_ERROR_READ)
-    except (aiohttp.ClientError, OSError):
+            while len(body) < _ERROR_READ and (chunk := await response.read()):
+                body += chunk
+    except (Broken, OSError):
         body = b""
     text = body.decode("utf-8", "replace")
     masker.keys(text)  # an upstream that echoes the key is an incident, though nothing passes
     kind = ""
-    try:
-        found = json.loads(text)["error"]["type"]
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        error = json.loads(text)["error"]
+        found = error.get("type", error.get("status"))
         if isinstance(found, str) and _TYPE.fullmatch(found):
             kind = f" ({masker.text(found)})"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
     status = response.status if response.status >= 400 else 502
     raise Refusal(
-        "upstream_error", f"{upstream.name} answered {response.status}{kind}.", status=status
+        "upstream_error",
+        f"{upstream.name} answered {response.status}{kind}.",
+        status=status,
+        headers=headers,
     )
 
 
-def _headers(response: aiohttp.ClientResponse, masker: Masker) -> list[tuple[bytes, bytes]]:
+def _headers(target: Target, response: Response, masker: Masker) -> list[tuple[bytes, bytes]]:
     """The few response headers that pass; all are searched for keys in use."""
     passed = []
-    for name, value in response.headers.items():
-        masked = masker.keys(value)
-        if _BACK.fullmatch(name.lower()):
-            masked = masker.text(masked)
-            passed.append((name.lower().encode("ascii"), masked.encode("latin-1", "replace")))
+    masker.keys("\n".join([value for _, value in response.headers]))
+    for name, value in response.headers:
+        if target.provider.passed.fullmatch(name) and _RETRY.fullmatch(value):
+            passed.append((name.encode("ascii"), masker.text(value).encode("latin-1", "replace")))
     return passed
 
 

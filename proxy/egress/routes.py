@@ -1,109 +1,88 @@
-"""The routes of one workload's socket: two exist, matched byte for byte; all else is refused."""
+"""Which routes one workload's socket has: from the provider files of the upstreams it may use.
+
+A route is compared with the raw path, byte for byte. ``/NAME/...`` is the API of the upstream NAME;
+without a name the model decides, or there is only one upstream that has the route.
+"""
 
 from __future__ import annotations
 
-import json
+import re
+from dataclasses import dataclass
 
-from starlette.routing import BaseRoute, Match, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from proxy.audit import AuditUnwritable
-
-from . import authorize, reply
-from .config import Workload
-from .errors import Refusal, unrecorded
-from .exchange import Exchange, Services
+from .config import Upstream, Workload
+from .providers import Provider, Route
 
 
-class RawRoute(BaseRoute):
-    """Matches method and the path as it stood on the wire, without any normalisation or query."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A route of a provider at one upstream."""
 
-    def __init__(self, method: str, path: bytes, app: ASGIApp) -> None:
-        self._method = method
-        self._path = path
-        self._app = app
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Full match or none; never Starlette's partial one."""
-        same = (
-            scope["type"] == "http"
-            and scope["raw_path"] == self._path
-            and scope["method"] == self._method
-            and not scope["query_string"]
-        )
-        return (Match.FULL if same else Match.NONE), {}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the endpoint."""
-        await self._app(scope, receive, send)
+    route: Route
+    provider: Provider
+    upstream: Upstream
 
 
-class WorkloadApp:
-    """The ASGI application behind one listening socket, whose identity it carries."""
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The targets that a request may mean, and the values of its path's segments."""
 
-    def __init__(self, services: Services, workload: Workload) -> None:
-        self._services = services
-        self._workload = workload
-        self._active = 0
-        self._router = Router(
-            routes=[
-                RawRoute("POST", b"/v1/chat/completions", self._completions),
-                RawRoute("GET", b"/v1/models", self._models),
-            ],
-            redirect_slashes=False,
-            default=self._unknown,
-        )
+    targets: tuple[Target, ...]
+    values: dict[str, str]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request; other kinds of ASGI events do not occur."""
-        await self._router(scope, receive, send)
+    @property
+    def upstreams(self) -> frozenset[str]:
+        """The names of the targets' upstreams."""
+        return frozenset(target.upstream.name for target in self.targets)
 
-    async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self._services, self._workload, scope)
-        if self._active >= self._workload.concurrent:
-            limit = self._workload.concurrent
-            message = f"{limit} requests are under way, as many as {self._workload.file} allows."
-            await self._refuse(
-                exchange, Refusal("too_many_requests", message), "completion", receive, send
-            )
-            return
-        self._active += 1
-        try:
-            await exchange.run(receive, send)
-        finally:
-            self._active -= 1
+    def preferred(self, headers: list[tuple[bytes, bytes]]) -> Target:
+        """The first target whose provider's clients put their key where this request has one."""
+        given = {name.decode("latin-1") for name, _ in headers}
+        for target in self.targets:
+            if target.provider.accepts and target.provider.accepts[0] in given:
+                return target
+        return self.targets[0]
 
-    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self._services, self._workload, scope)
-        try:
-            authorize.check_credential(exchange.headers, self._workload)
-            authorize.check_stray(exchange.headers, self._services.placeholders)
-        except Refusal as refusal:
-            await self._refuse(exchange, refusal, "models", receive, send)
-            return
-        models = [
-            {"id": grant.name, "object": "model", "created": 0, "owned_by": grant.upstream}
-            for grant in self._workload.models.values()
-        ]
-        body = json.dumps({"object": "list", "data": models}).encode("ascii")
-        try:
-            exchange.record("models", "allowed", None)
-        except AuditUnwritable:
-            await reply.send_refusal(send, unrecorded(), exchange.id)
-            return
-        await reply.send_json(send, body, exchange.id)
+    def at(self, upstream: str) -> Target:
+        """The target at the upstream of that name."""
+        return next(target for target in self.targets if target.upstream.name == upstream)
 
-    async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self._services, self._workload, scope)
-        refusal = Refusal("route_not_allowed", "This method and path are not declared.")
-        await self._refuse(exchange, refusal, "route", receive, send)
 
-    @staticmethod
-    async def _refuse(
-        exchange: Exchange, refusal: Refusal, event: str, receive: Receive, send: Send
+class RouteTable:
+    """All routes of one workload."""
+
+    def __init__(
+        self, workload: Workload, upstreams: dict[str, Upstream], providers: dict[str, Provider]
     ) -> None:
-        try:
-            exchange.record(event, "refused", refusal.code)
-        except AuditUnwritable:
-            refusal = unrecorded()
-        await reply.send_refusal(send, refusal, exchange.id, receive)
+        fixed: dict[tuple[str, bytes], list[Target]] = {}
+        shaped: dict[tuple[str, str], tuple[re.Pattern[bytes], list[Target]]] = {}
+        for name in dict.fromkeys(grant.upstream for grant in workload.models.values()):
+            upstream = upstreams[name]
+            provider = providers[upstream.provider]
+            for route in provider.routes:
+                for base in (f"/{name}{provider.base}", provider.base):
+                    target = Target(route, provider, upstream)
+                    if "{" not in route.path:
+                        key = (route.method, f"{base}{route.path}".encode("ascii"))
+                        fixed.setdefault(key, []).append(target)
+                        continue
+                    pattern = re.compile(re.escape(base.encode("ascii")) + route.pattern().pattern)
+                    shaped.setdefault((route.method, base + route.path), (pattern, []))[1].append(
+                        target
+                    )
+        self._fixed = {key: Match(tuple(targets), {}) for key, targets in fixed.items()}
+        self._shaped = [
+            (method, pattern, tuple(targets))
+            for (method, _), (pattern, targets) in shaped.items()
+        ]  # fmt: skip
+
+    def find(self, method: str, path: bytes) -> Match | None:
+        """Return what `method` and the raw `path` mean; None: nothing that is declared."""
+        match = self._fixed.get((method, path))
+        if match is not None:
+            return match
+        for known, pattern, targets in self._shaped:
+            found = pattern.fullmatch(path) if known == method else None
+            if found:
+                values = {name: v.decode("ascii") for name, v in found.groupdict().items()}
+                return Match(targets, values)
+        return None

@@ -17,6 +17,7 @@ from proxy.audit import AuditLog, AuditUnwritable
 from proxy.dial import Broker
 from proxy.errors import BrokerLost, ProxyError
 
+from .application import WorkloadApp
 from .budget import Budgets
 from .config import Config, Workload
 from .control import Answer, Control, ControlError
@@ -29,11 +30,11 @@ from .guard import KeyGuard
 from .keys import KeyRing
 from .logs import LogPump
 from .protocol import config_for
+from .providers import Provider
 from .redaction.actions import Treatments
 from .redaction.scan import Scanner
 from .redaction.stream import HoldBack
 from .redaction.text import Masker
-from .routes import WorkloadApp
 from .upstream import Upstreams
 
 GRACE = 1.5  # seconds that requests under way get after SIGTERM
@@ -43,8 +44,15 @@ _KEYS_TIME = 120.0
 class EgressServer:
     """Everything of the process that lives as long as it does."""
 
-    def __init__(self, config: Config, scanner: Scanner, fds: dict[str, int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        scanner: Scanner,
+        providers: dict[str, Provider],
+        fds: dict[str, int],
+    ) -> None:
         self._config = config
+        self._providers = providers
         self._audit = AuditLog(fds["audit"])
         self._ring = KeyRing()
         self._broker = Broker(socket.socket(fileno=fds["broker"]))
@@ -175,7 +183,10 @@ class EgressServer:
         sock = _listener(handed)
         if workload.id in self._listening:
             self._unlisten(workload.id, [])
-        settings, state = config_for(WorkloadApp(self._services, workload)), ServerState()
+        settings, state = (
+            config_for(WorkloadApp(self._services, workload, self._providers)),
+            ServerState(),
+        )
         task = asyncio.get_running_loop().create_task(self._serve(sock, settings, state))
         self._listening[workload.id] = (sock, state, task)
 
@@ -292,9 +303,7 @@ class EgressServer:
             pump.close()
         self._control.close()
         self._services.budgets.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await self._services.upstreams.close()
+        self._services.upstreams.close()
 
 
 def _listener(handed: list[int]) -> socket.socket:

@@ -1,65 +1,51 @@
-"""Connections to the model servers: aiohttp over sockets that the broker made, one pool each."""
+"""Connections to the model servers: over sockets that the broker made, one pool each."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING
-
-import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import BaseConnector
-from yarl import URL
 
 from proxy.dial import Broker, DialError, Status
 
 from .config import Config, Upstream
 from .errors import Refusal
+from .http_client import Broken, Connection, Response
 from .tls import client_context
 
 if TYPE_CHECKING:
     import ssl
 
-    from aiohttp.client import ClientTimeout
-    from aiohttp.client_reqrep import ClientRequest
-    from aiohttp.tracing import Trace
-
-_POOL, _KEEPALIVE = 1024, 15.0
+_IDLE_MAX, _IDLE_TIME = 64, 15.0
 # Nothing was sent yet, and a second try may find the server up.
 _AGAIN = frozenset({Status.CONNECT_FAILED, Status.RESOLVE_FAILED, Status.UNKNOWN})
 _PAUSE = 0.05
-_HEAD_MAX = 16384
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-class _NotDialled(aiohttp.ClientError):
-    """Carries the broker's answer through aiohttp."""
-
-    def __init__(self, cause: DialError) -> None:
-        super().__init__(cause.reason)
-        self.cause = cause
-
-
-class _BrokerConnector(BaseConnector):
-    """As aiohttp's UnixConnector, but each connection is one that the broker made."""
-
-    allowed_protocol_schema_set = frozenset({"http", "https"})
+class _Pool:
+    """The connections to one upstream, so that a key never meets another host."""
 
     def __init__(self, broker: Broker, upstream: Upstream, tls: ssl.SSLContext | None) -> None:
-        super().__init__(limit=_POOL, keepalive_timeout=_KEEPALIVE)
         self._broker = broker
         self._upstream = upstream
         self._tls = tls
+        self._idle: list[tuple[float, Connection]] = []  # the one used last comes last
+        default = _DEFAULT_PORTS[upstream.scheme] == upstream.port
+        host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
+        self.host = host if default else f"{host}:{upstream.port}"
 
-    async def _create_connection(
-        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
-    ) -> ResponseHandler:
+    async def connection(self) -> Connection:
+        """Return an open connection. Raises DialError and OSError (also of TLS)."""
+        loop = asyncio.get_running_loop()
+        while self._idle:
+            since, connection = self._idle.pop()
+            if connection.usable and loop.time() - since < _IDLE_TIME:
+                return connection
+            connection.close()
+        sock = await self._broker.dial(self._upstream.target)
         try:
-            sock = await self._broker.dial(self._upstream.target)
-        except DialError as error:
-            raise _NotDialled(error) from None
-        try:
-            _, protocol = await self._loop.create_connection(
-                self._factory,
+            _, made = await loop.create_connection(
+                lambda: Connection(self._keep),
                 sock=sock,
                 ssl=self._tls,
                 server_hostname=self._upstream.host if self._tls else None,
@@ -67,68 +53,72 @@ class _BrokerConnector(BaseConnector):
         except BaseException:
             sock.close()
             raise
-        return protocol
+        return made
+
+    def _keep(self, connection: Connection) -> None:
+        now = asyncio.get_running_loop().time()
+        stale = [c for since, c in self._idle if now - since >= _IDLE_TIME or not c.usable]
+        if stale or len(self._idle) >= _IDLE_MAX:
+            self._idle = [(since, c) for since, c in self._idle if c not in stale]
+            for one in stale:
+                one.close()
+        if len(self._idle) < _IDLE_MAX:
+            self._idle.append((now, connection))
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close what is idle."""
+        for _, connection in self._idle:
+            connection.close()
+        self._idle.clear()
 
 
 class Upstreams:
-    """All declared upstreams, each with its own pool, so that a key never meets another host."""
+    """All declared upstreams."""
 
     def __init__(self, config: Config, broker: Broker) -> None:
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._urls: dict[str, URL] = {}
         tls = client_context(config.ca_file) if _any_tls(config) else None
-        for name, upstream in config.upstreams.items():
-            context = tls if upstream.scheme == "https" else None
-            self._sessions[name] = aiohttp.ClientSession(
-                connector=_BrokerConnector(broker, upstream, context),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                max_line_size=_HEAD_MAX,
-                max_field_size=_HEAD_MAX,
-            )
-            self._urls[name] = URL.build(
-                scheme=upstream.scheme,
-                host=upstream.host,
-                port=upstream.port,
-                path=f"{upstream.path}/chat/completions",
-            )
+        self._pools = {
+            name: _Pool(broker, upstream, tls if upstream.scheme == "https" else None)
+            for name, upstream in config.upstreams.items()
+        }
 
-    async def post(
-        self, upstream: Upstream, headers: dict[str, str], body: bytes, timeout: float
-    ) -> aiohttp.ClientResponse:
-        """Send one completion request; return the response with its body unread.
+    async def send(
+        self,
+        upstream: Upstream,
+        method: str,
+        path: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        timeout: float,
+    ) -> Response:
+        """Send one request; return the response with its body unread.
 
         Tried twice when no connection came about, for then no byte was sent. The caller closes
-        the response. Raises Refusal; its cause is cut off, as aiohttp's errors hold the headers.
+        the response. Raises Refusal without a cause, as that might hold the headers.
         """
-        limits = aiohttp.ClientTimeout(total=None, sock_read=timeout)
+        pool = self._pools[upstream.name]
+        request = _request(method, path, pool.host, headers, body)
         for last in (False, True):
             try:
-                return await self._sessions[upstream.name].post(
-                    self._urls[upstream.name],
-                    data=body,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=limits,
-                )
-            except _NotDialled as error:
-                if last or error.cause.status not in _AGAIN:
+                connection = await pool.connection()
+                return await connection.ask(request, timeout)
+            except DialError as error:
+                if last or error.status not in _AGAIN:
                     raise Refusal(
                         "upstream_unreachable",
-                        f"No connection to {upstream.name}: {error.cause.reason}.",
+                        f"No connection to {upstream.name}: {error.reason}.",
                     ) from None
-            except (aiohttp.ClientError, OSError) as error:
+            except (Broken, OSError) as error:
                 raise broken(upstream, error) from None
             await asyncio.sleep(_PAUSE)
         raise AssertionError
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close every pool."""
-        for session in self._sessions.values():
-            with contextlib.suppress(Exception):
-                await session.close()
+        for pool in self._pools.values():
+            pool.close()
 
 
 def broken(upstream: Upstream, error: BaseException) -> Refusal:
@@ -136,6 +126,19 @@ def broken(upstream: Upstream, error: BaseException) -> Refusal:
     if isinstance(error, TimeoutError):
         return Refusal("upstream_timeout", f"{upstream.name} did not answer in time.")
     return Refusal("upstream_disconnected", f"{upstream.name} broke off ({type(error).__name__}).")
+
+
+def _request(
+    method: str, path: str, host: str, headers: list[tuple[str, str]], body: bytes
+) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    if body or method == "POST":
+        lines.append(f"Content-Length: {len(body)}")
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+        raise ValueError("a header would end its line")
+    return f"{head}\r\n\r\n".encode("latin-1") + body
 
 
 def _any_tls(config: Config) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,17 @@ class Price:
         sum_ = plain * self.input + tokens.cached * self.cached
         sum_ += tokens.written * self.cache_write + tokens.output * self.output
         return -(-sum_ // 1000)
+
+
+def reported(document: Mapping[str, Any], paths: Iterable[tuple[str, ...]]) -> dict[str, Any]:
+    """Return what an answer, or one event of it, reports at the first of `paths` that is there."""
+    for steps in paths:
+        found: Any = document
+        for step in steps:
+            found = found.get(step) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping):
+            return dict(found)
+    return {}
 
 
 def tokens_of(usage: Mapping[str, Any] | None) -> Tokens | None:
@@ -96,10 +108,21 @@ _BOUNDS = (
 )
 
 
-def with_output_bound(text: str, name: str, bound: int) -> str:
-    """Return the JSON object `text`, which lacks `name`, with `name` set to `bound`."""
-    at = text.index("{") + 1
-    return f'{text[:at]}"{name}": {bound}, {text[at:]}'
+def with_output_bound(text: str, path: tuple[str, ...], bound: int) -> str:
+    """Return the JSON object `text`, which lacks the field at `path`, with `bound` set there."""
+    if len(path) == 1:
+        at = text.index("{") + 1
+        rest = text[at:]
+        comma = "" if rest.lstrip().startswith("}") else ", "
+        return f'{text[:at]}"{path[0]}": {bound}{comma}{rest}'
+    document = json.loads(text)
+    here = document
+    for step in path[:-1]:
+        if here.get(step) is None:
+            here[step] = {}
+        here = here[step]
+    here[path[-1]] = bound
+    return json.dumps(document)
 
 
 def _numbers(table: object) -> Callable[[str], int | None]:

@@ -15,6 +15,7 @@ import h11
 
 from proxy.audit import AuditUnwritable
 from proxy.dial import Broker, DialError
+from proxy.egress import shapes
 from proxy.egress.config import Workload
 from proxy.egress.errors import Refusal, unrecorded
 from proxy.egress.exchange import Services, place
@@ -230,7 +231,7 @@ class Forward:
         if client.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             writer.transport.abort()  # an answer that had begun: it must not look complete
             return
-        body = refusal.body()
+        body = shapes.error("openai", refusal)
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),

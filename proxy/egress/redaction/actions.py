@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import get_args
 
-from proxy.egress.config import Action, Place, Redaction
+from proxy.egress.config import Action, Redaction
+from proxy.egress.providers import Place
 from proxy.errors import ConfigError, ProxyError
 
 from .placeholders import Pseudonyms

@@ -232,6 +232,20 @@ def encode(text: str) -> str:
     return quoted
 
 
+def without(value: Any, names: Set[str]) -> Any:
+    """Return `value` with every field called one of `names` emptied; itself if there is none."""
+    if isinstance(value, dict):
+        kept = {
+            name: None if name in names and item is not None else without(item, names)
+            for name, item in value.items()
+        }
+        return kept if any(kept[name] is not value[name] for name in kept) else value
+    if isinstance(value, list):
+        items = [without(item, names) for item in value]
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value
+
+
 def before_value(key: str) -> str:
     """Return what a rule must see in front of the value under `key`; "" if it tells nothing."""
     return f'{key[-40:]}": "' if _TELLING.search(key) else ""

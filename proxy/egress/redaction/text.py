@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
-from proxy.egress.config import Place
 from proxy.egress.guard import MASK, KeyGuard
+from proxy.egress.providers import Place
 
 from .actions import Blocked, Treatment
 from .json_restore import restore

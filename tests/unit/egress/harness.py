@@ -18,6 +18,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from proxy.egress import providers
+
+PROVIDERS = providers.load()
 ROOT = Path(__file__).resolve().parents[3]
 WORKLOAD = "executor.main"
 PLACEHOLDER = "anchorhold-placeholder-" + "0123456789abcdef" * 2
@@ -252,13 +255,26 @@ class Response:
         )
 
 
+def declared(name: str, port: int) -> dict[str, Any]:
+    """An upstream of the provider called `name`, as the supervisor declares it."""
+    provider = PROVIDERS[name]
+    return {
+        "scheme": "http", "host": "127.0.0.1", "port": port, "path": provider.base,
+        "target": f"upstream.{name}", "credential": name if provider.header else None,
+        "header": provider.header, "prefix": provider.prefix, "provider": name,
+    }  # fmt: skip
+
+
 class Proxy:
     """The proxy under test, started as the launcher starts it, and a client on its socket."""
 
     def __init__(self, folder: Path, server: Upstream, /, **changes: Any) -> None:
         self.folder = folder
         self.audit_path = folder / "audit.jsonl"
-        self.broker = StandInBroker({"upstream.practice": server.port})
+        more = changes.pop("providers", ())
+        names = ("practice", *more)
+        self.keys = dict.fromkeys(names, KEY)
+        self.broker = StandInBroker({f"upstream.{name}": server.port for name in names})
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(40)  # the first answer waits for the rules to compile
         workload = {
@@ -271,6 +287,11 @@ class Proxy:
                     ("llm-v1", "models", 42, "standard"),
                     ("llm-s", "strict", 50, "strict"),
                 )
+            ]
+            + [
+                {"name": f"{name}-1", "upstream": name, "rule": "more", "line": 60,
+                 "redact": "standard"}
+                for name in more
             ],
             "body_max": 100_000,
             "concurrent": 4,
@@ -283,7 +304,7 @@ class Proxy:
                     "target": "upstream.practice", "credential": "practice",
                     "header": "authorization", "prefix": "Bearer ",
                 } | changes.pop("upstream", {}),
-            },
+            } | {name: declared(name, server.port) for name in more},
             "workloads": {WORKLOAD: workload, "other": {**workload, "placeholder": OTHER}},
         } | changes.pop("config", {})  # fmt: skip
         audit = changes.pop("audit", None) or os.open(
@@ -344,7 +365,7 @@ class Proxy:
         assert self.command({"op": "keys"}, theirs.fileno()) == 0
         theirs.close()
         before = len(self.records("keys"))
-        fd = secret_memory({"practice": KEY} if keys is None else keys)
+        fd = secret_memory(self.keys if keys is None else keys)
         socket.send_fds(ours, [b"k"], [fd])
         os.close(fd)
         ours.close()

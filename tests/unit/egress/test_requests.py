@@ -34,7 +34,7 @@ def test_completion_carries_the_real_key_and_only_our_headers(
     assert record["rule"] == {
         "file": "executor-main.toml", "id": "models", "line": 42, "digest": "d" * 64,
     }  # fmt: skip
-    assert record["tokens"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert record["tokens"] == {"input": 3, "output": 2}
     assert record["status"] == 200 and record["stream"] is False
     assert list(record)[:6] == ["time", "hop", "event", "request", "workload", "verdict"]
 
@@ -63,7 +63,10 @@ def test_models_lists_the_workloads_own_without_an_upstream(
         ("POST", "/v1/chat%2fcompletions"),
         ("POST", "/v1/./chat/completions"),
         ("POST", "//v1/chat/completions"),
-        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/realtime"),
+        ("GET", "/v1/files"),
+        ("POST", "/practice/chat/completions"),
+        ("POST", "/other/v1/chat/completions"),
         ("DELETE", "/v1/models"),
         ("GET", "/"),
     ],
@@ -107,11 +110,13 @@ def test_placeholder_elsewhere_is_refused_and_recorded(
     ]
     for body in bodies:
         answer = proxy.request(body)
-        assert (answer.status, answer.code) == (403, "credential_mismatch")
-    answer = proxy.request(chat("x"), headers={"x-api-key": token})
-    assert (answer.status, answer.code) == (403, "credential_mismatch")
+        assert (answer.status, answer.code) == (403, "credential_endpoint_mismatch")
+    for where in ({"headers": {"x-api-key": token}}, {"path": f"/v1/chat/completions?key={token}"}):
+        answer = proxy.request(chat("x"), **where)  # type: ignore[arg-type]  # either of them
+        assert (answer.status, answer.code) == (403, "credential_endpoint_mismatch")
+    assert proxy.request(path=f"/v1/models/{token}", method="GET").status == 403
     assert not upstream.seen
-    assert proxy.last()["reason"] == "credential_mismatch"
+    assert proxy.last()["reason"] == "credential_endpoint_mismatch"
 
 
 def test_model_not_allowed_names_the_policy_line(proxy: Proxy, upstream: Upstream) -> None:

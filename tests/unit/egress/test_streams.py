@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.egress.sse import CHANNELS_MAX
+from proxy.egress.deltas import CHANNELS_MAX
 
 from .harness import KEY, Proxy, Upstream, chat, delta, stream
 from .samples import SECRETS
@@ -30,7 +30,7 @@ def test_plain_text_passes_in_order_and_ends_with_done(proxy: Proxy, upstream: U
     assert answer.text() == "".join(words)
     assert answer.events()[-1] == "[DONE]"
     assert proxy.last()["stream"] is True
-    assert proxy.last()["tokens"] == {"prompt_tokens": 1, "completion_tokens": 9}
+    assert proxy.last()["tokens"] == {"input": 1, "output": 9}
 
 
 def test_secret_split_over_deltas_is_masked(proxy: Proxy, upstream: Upstream) -> None:
