@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from proxy import providers
+from proxy.providers import DEFAULT
 from sandbox.addresses import parse_network
 from supervisor.policy.document import Document, Table, parse_document, read_document
 from supervisor.policy.errors import PolicyErrors
@@ -56,12 +58,14 @@ class Waiver:
 class Upstream:
     """A model server: a workload (plain HTTP inside its namespace) or a host (TLS).
 
-    `addresses` are the networks that `host` may resolve to although they are not public.
+    `provider` names its API. `addresses` are the networks that `host` may resolve to although they
+    are not public; only a host with such may be spoken to without TLS (`plain`). A `credential` of
+    None: it takes no key.
     """
 
     name: str
     path: str
-    credential: str
+    credential: str | None
     line: int
     workload: str | None = None
     host: str | None = None
@@ -69,11 +73,13 @@ class Upstream:
     header: str = "authorization"
     prefix: str = "Bearer "
     addresses: tuple[str, ...] = ()
+    provider: str = DEFAULT
+    plain: bool = False
 
     @property
     def scheme(self) -> str:
-        """http into a workload's namespace, https to anywhere else."""
-        return "http" if self.workload else "https"
+        """http into a workload's namespace and where the host file says so, https elsewhere."""
+        return "http" if self.workload or self.plain else "https"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,19 +238,32 @@ def _upstream(table: Table) -> Upstream:
     if table.has("workload") == table.has("host"):
         table.fail("one-target", "workload", "not one target", "give either workload or host")
     inside = table.has("workload")
+    known = providers.load()
+    provider = known.get(table.choice("provider", known, providers.DEFAULT)) or known[DEFAULT]
+    near = inside or table.has("addresses")
+    keyless = near or not provider.header
+    credential = table.string(
+        "credential", RULE_ID, "" if keyless else None, "the name of a key in the vault"
+    )
+    scheme = table.choice("scheme", ("http", "https"), "http" if inside else "https")
+    if (scheme == "http") != inside and not (scheme == "http" and near):
+        fix = "use https, or name the private network in addresses"
+        table.fail("bad-value", "scheme", f"{scheme} is not for this upstream", fix)
     upstream = Upstream(
         name,
-        table.string("path", r"(/[A-Za-z0-9._-]+)*", "/v1", 'a path such as "/v1"'),
-        table.string("credential", RULE_ID, what="the name of a key in the vault"),
+        table.string("path", r"(/[A-Za-z0-9._-]+)*", provider.base, 'a path such as "/v1"'),
+        credential or None,
         table.line,
         table.string("workload", WORKLOAD, what="a workload id") if inside else None,
         None if inside else table.string("host", _HOST, what="a host name"),
         table.integer("port", 1, 65535, None if inside else 443),
-        table.string("header", r"[a-z][a-z0-9-]*", "authorization", "a lower-case header name"),
-        table.string("prefix", r"([A-Za-z]+ )?", "Bearer ", 'such as "Bearer "'),
+        table.string("header", r"[a-z][a-z0-9-]*", provider.header, "a lower-case header name"),
+        table.string("prefix", r"([A-Za-z]+ )?", provider.prefix, 'such as "Bearer "'),
         ()
         if inside
         else table.strings("addresses", _NETWORK, False, 'a network such as "192.168.1.0/24"'),
+        provider.name,
+        scheme == "http" and not inside,
     )
     table.finish()
     return upstream

@@ -7,12 +7,12 @@ import json
 from starlette.types import Receive, Scope, Send
 
 from proxy.audit import AuditUnwritable
+from proxy.providers import Provider
 
 from . import authorize, reply, shapes
 from .config import Workload
 from .errors import Refusal, unrecorded
 from .exchange import Exchange, Services
-from .providers import Provider
 from .routes import Match, RouteTable
 
 

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote_plus
 
+from proxy.providers import Provider, Route
+
 from .config import Grant, Workload
 from .errors import Refusal
 from .guard import KeyGuard
-from .providers import Provider, Route
 from .redaction.text import Masker
 
 Headers = list[tuple[bytes, bytes]]

@@ -10,10 +10,10 @@ from datetime import date
 from typing import Any, Literal, TypeVar, get_args
 
 from proxy.errors import ConfigError
+from proxy.providers import DEFAULT, FAMILIES, Place, names
 
 from .budget import UNITS, WINDOWS, Budget
 from .forward.destination import Destination
-from .providers import DEFAULT, FAMILIES, Place, names
 from .usage import Price
 
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .providers import Place, Provider, StreamKind
+from proxy.providers import Place, Provider, StreamKind
+
 from .redaction.arguments import TextChannel, open_channel
 from .redaction.json_walk import JsonInvalid, encode, parse, without
 from .redaction.stream import HoldBack

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import uvloop
 
-from . import config, providers
+from proxy import providers
+
+from . import config
 from .redaction import rules
 from .redaction.scan import Scanner
 from .server import EgressServer

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from proxy.providers import Provider, Route
+
 from .authorize import Headers, misplaced
 from .config import Workload
 from .content_encoding import ENCODINGS, EncodingWrong, TooLarge, decode
 from .errors import Refusal
-from .providers import Provider, Route
 from .redaction import json_walk
 from .redaction.json_walk import Document, JsonInvalid, JsonTooDeep
 from .redaction.text import Masker

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from proxy.providers import Provider, Route
+
 from .config import Upstream, Workload
-from .providers import Provider, Route
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from proxy import passing
 from proxy.audit import AuditLog, AuditUnwritable
 from proxy.dial import Broker
 from proxy.errors import BrokerLost, ProxyError
+from proxy.providers import Provider
 
 from .application import WorkloadApp
 from .budget import Budgets
@@ -30,7 +31,6 @@ from .guard import KeyGuard
 from .keys import KeyRing
 from .logs import LogPump
 from .protocol import config_for
-from .providers import Provider
 from .redaction.actions import Treatments
 from .redaction.scan import Scanner
 from .redaction.stream import HoldBack

@@ -13,6 +13,7 @@ from supervisor.host import Host
 from supervisor.policy import claims, model
 from supervisor.policy.budgets import plan_budgets, price_entry
 from supervisor.policy.calls import LAUNCH_CALLS, seccomp_spec
+from supervisor.policy.clients import client_environment
 from supervisor.policy.context import Context
 from supervisor.policy.digest import policy_digest
 from supervisor.policy.errors import PolicyError, PolicyErrors
@@ -188,10 +189,8 @@ class _Compiler:
     def _environment(self, egress: dict[str, Any] | None) -> tuple[tuple[str, str], ...]:
         home = "/state" if self._of(model.State) else "/"
         found = [("HOME", home), ("LANG", "C.UTF-8"), ("PATH", "/usr/bin")]
-        if egress and egress["models"]:
-            found.append(("OPENAI_API_KEY", egress["placeholder"]))
-            found.append(("OPENAI_BASE_URL", f"http://127.0.0.1:{EGRESS_PORT}/v1"))
-        return (*found, *net_environment(egress))
+        clients = client_environment(egress, self.host, EGRESS_PORT)
+        return (*found, *clients, *net_environment(egress))
 
     def _limits(self) -> Limits:
         limits, online = self.policy.limits, self.context.cpus
@@ -298,6 +297,7 @@ class _Compiler:
                         "rule": rule.id,
                         "line": rule.line,
                         "redact": permission.redact,
+                        **({"routes": list(permission.routes)} if permission.routes else {}),
                         **price_entry(self.host, permission.upstream, name),
                     }
                 )

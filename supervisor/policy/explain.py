@@ -49,9 +49,10 @@ def explain_json(compiled: CompiledPolicy) -> dict[str, Any]:
     """The same as plain JSON data; the placeholder token is left out."""
     policy = compiled.policy
     egress = {k: v for k, v in (compiled.egress or {}).items() if k != "placeholder"}
+    placeholder = (compiled.egress or {}).get("placeholder")
     plan = as_json(compiled.sandbox)
     plan["environment"] = [
-        [name, "<placeholder>" if name == "OPENAI_API_KEY" else value]
+        [name, "<placeholder>" if value == placeholder else value]
         for name, value in compiled.sandbox.environment
     ]
     return {

@@ -54,7 +54,11 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Models that may be called through the egress proxy, with bounds per workload."""
+    """Models that may be called through the egress proxy, with bounds per workload.
+
+    `routes`: families of routes that name no model, such as "files": what is behind them is shared
+    by all who use the same key.
+    """
 
     key: ClassVar[str] = "model"
     names: tuple[str, ...]
@@ -63,6 +67,7 @@ class Model:
     body_max: int
     concurrent: int
     timeout: float
+    routes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

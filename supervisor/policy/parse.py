@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from proxy.providers import FAMILIES
 from sandbox.plan import Access
 from supervisor.policy import nodes
 from supervisor.policy.budgets import parse_budget
@@ -262,6 +263,7 @@ def _model(table: Table) -> Model | None:
         inner.integer("body_max", 1, 64 << 20, 1 << 20),
         inner.integer("concurrent", 1, 1024, 16),
         float(inner.integer("timeout", 1, 3600, 120)),
+        tuple(sorted(inner.words("routes", FAMILIES, required=False))),
     )
     inner.finish()
     return model

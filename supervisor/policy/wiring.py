@@ -112,4 +112,5 @@ def _upstream(upstream: Upstream) -> dict[str, Any]:
         "credential": upstream.credential,
         "header": upstream.header,
         "prefix": upstream.prefix,
+        "provider": upstream.provider,
     }

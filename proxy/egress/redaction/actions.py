@@ -8,8 +8,8 @@ from datetime import UTC, date, datetime
 from typing import get_args
 
 from proxy.egress.config import Action, Redaction
-from proxy.egress.providers import Place
 from proxy.errors import ConfigError, ProxyError
+from proxy.providers import Place
 
 from .placeholders import Pseudonyms
 from .rules import RuleBook

@@ -12,7 +12,7 @@ from collections import Counter
 from json.decoder import scanstring  # type: ignore[attr-defined]  # absent from the stubs only
 from typing import Literal, Protocol
 
-from proxy.egress.providers import Place
+from proxy.providers import Place
 
 from .json_walk import CARD, DEPTH_MAX, before_value, encode
 from .placeholders import AROUND, unfinished

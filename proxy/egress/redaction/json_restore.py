@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from proxy.egress.providers import Place
+from proxy.providers import Place
 
 from .json_walk import Frame, JsonInvalid, String, edited, encode, parse, strings
 

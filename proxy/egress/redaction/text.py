@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from proxy.egress.guard import MASK, KeyGuard
-from proxy.egress.providers import Place
+from proxy.providers import Place
 
 from .actions import Blocked, Treatment
 from .json_restore import restore

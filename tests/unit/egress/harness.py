@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from proxy.egress import providers
+from proxy import providers
 
 PROVIDERS = providers.load()
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy.egress import providers
+from proxy import providers
 
 from .harness import KEY, PLACEHOLDER, PROVIDERS, Proxy, Upstream, reply
 from .samples import SECRETS

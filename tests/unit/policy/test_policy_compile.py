@@ -117,7 +117,7 @@ def test_proxies_get_what_they_parse() -> None:
     assert egress["upstreams"]["practice"] == {
         "scheme": "http", "host": "127.0.0.1", "port": 8000, "path": "/v1",
         "target": "upstream.practice", "credential": "practice",
-        "header": "authorization", "prefix": "Bearer ",
+        "header": "authorization", "prefix": "Bearer ", "provider": "openai-compatible",
     }  # fmt: skip
     assert list(egress["workloads"]) == ["executor.main"]
     entry = egress["workloads"]["executor.main"]

@@ -9,6 +9,7 @@ import pytest
 
 from supervisor.host import Host, load_host, parse_host
 from supervisor.policy.errors import PolicyErrors
+from supervisor.policy.wiring import egress_config
 
 
 @pytest.fixture
@@ -54,6 +55,46 @@ def test_a_foreign_upstream_is_https(text: str) -> None:
         443,
         "/v1",
     )
+
+
+def test_a_provider_brings_its_path_and_the_place_of_its_key(text: str) -> None:
+    added = """
+[[upstream]]
+name = "claude"
+provider = "anthropic"
+host = "api.anthropic.com"
+credential = "claude"
+
+[[upstream]]
+name = "local"
+provider = "ollama"
+host = "box.lan"
+addresses = ["192.168.1.0/24"]
+scheme = "http"
+port = 11434
+"""
+    host = parse_host((text + added).encode())
+    claude, local = host.upstream("claude"), host.upstream("local")
+    assert claude is not None and local is not None
+    assert (claude.path, claude.header, claude.prefix) == ("/v1", "x-api-key", "")
+    assert (local.scheme, local.path, local.credential) == ("http", "/api", None)
+    sent = {entry["provider"] for entry in egress_config({}, host)["upstreams"].values()}
+    assert sent == {"openai-compatible", "anthropic", "ollama"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "field"),
+    [
+        ('host = "h.example"\ncredential = "x"\nscheme = "http"', "upstream.scheme"),
+        ('workload = "a.b"\nport = 80\nscheme = "https"', "upstream.scheme"),
+        ('host = "h.example"', "upstream.credential"),
+        ('host = "h.example"\ncredential = "x"\nprovider = "nobody"', "upstream.provider"),
+    ],
+)
+def test_an_upstream_without_key_or_tls_is_a_near_one(text: str, lines: str, field: str) -> None:
+    with pytest.raises(PolicyErrors) as raised:
+        parse_host(f'{text}\n[[upstream]]\nname = "x"\n{lines}\n'.encode())
+    assert field in [error.field for error in raised.value.errors]
 
 
 @pytest.mark.parametrize(
