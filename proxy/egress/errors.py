@@ -38,6 +38,7 @@ CODES: dict[str, Kind] = {
         415, _REQUEST, "Send it plain, or by one of gzip, deflate, br and zstd."
     ),
     "invalid_json": Kind(400, _REQUEST, "Send one JSON object without duplicate keys."),
+    "invalid_form": Kind(400, _REQUEST, "Send multipart/form-data as RFC 7578 has it."),
     "logprobs_not_allowed": Kind(400, _REQUEST, "Leave out logprobs and top_logprobs."),
     "too_many_requests": Kind(429, "rate_limit_error", "Wait for a request of yours to end."),
     "budget_exceeded": Kind(429, "rate_limit_error", "Wait, or have the policy's budget raised."),

@@ -22,6 +22,8 @@ from .deltas import StreamInvalid
 from .errors import Refusal, unrecorded
 from .guard import KeyGuard
 from .keys import KeyRing
+from .media import Lifted, MediaHoldsSecret
+from .multipart import Part
 from .outcome import outcome
 from .redaction.actions import Blocked, Treatments
 from .redaction.json_walk import Document, Untouchable
@@ -126,6 +128,10 @@ class Exchange:
             refusal = Refusal("scan_failed", "The scanner did not finish.")
         except Untouchable as error:
             refusal = Refusal(error.code, error.message, status=502 if self.admitted else None)
+        except MediaHoldsSecret:
+            status = 502 if self.admitted else None
+            message = "A secret was found in an image or a recording."
+            refusal = Refusal("secret_in_opaque", message, status=status)
         except Blocked as error:
             # On the way out it is the request that is wrong, on the way back the model's answer.
             refusal = Refusal(
@@ -172,11 +178,14 @@ class Exchange:
         body = await self._body(receive)
         body = request_body.decoded(body, self.headers, workload)
         model = match.values.get("model", "")
-        document = Document("", {}, "")
+        document, lifted, parts = Document("", {}, ""), Lifted(""), list[Part]()
         if route.request == "json":
-            document = request_body.read(body)
+            document, lifted = request_body.read(body)
             named, self.stream = request_body.asked(document.value, route, provider)
             model = model or named
+        elif route.request == "multipart":
+            parts = request_body.read_form(body, kind)
+            model = request_body.named_model(parts) if route.model else ""
         grant, target = self._permit(model)
         treatment = services.treatments[workload.id].of(grant.redact)
         outgoing = Masker(services.scanner, services.guard, treatment, sent=True)
@@ -188,8 +197,19 @@ class Exchange:
             raise Refusal("secret_blocked", "The path holds a secret.")
         path = target.route.filled(match.values) + self.check_query()
         sent = authorize.passed_headers(self.headers, target.provider, outgoing)
+        if route.family:
+            for name in request_body.batched_models(document.value, parts):
+                authorize.grant_for(name, workload, match.upstreams, self.shown)
         if route.request == "json":
-            body = request_body.masked(document, target.provider, outgoing, self._has_placeholder)
+            body = request_body.masked(
+                document, lifted, target.provider, outgoing, self._has_placeholder
+            )
+        elif route.request == "multipart":
+            kind, body = request_body.masked_form(
+                parts, target.provider, outgoing, self._has_placeholder
+            )
+        else:
+            body = b""
         body = self._reserve(grant, target, document.value, body)
         self.record("admission", "allowed", None)
         self.admitted = True

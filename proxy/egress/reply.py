@@ -14,7 +14,9 @@ from . import shapes, sse
 from .content_encoding import ENCODINGS, Decoder, EncodingWrong, TooLarge
 from .deltas import Event, StreamInvalid, StreamMasker
 from .errors import Refusal
+from .files import FileRefused, masked_file
 from .http_client import Broken, Response
+from .media import Lifted
 from .redaction.actions import Blocked
 from .redaction.json_walk import JsonInvalid, Untouchable, read, without
 from .redaction.scan import ScanFailed
@@ -59,8 +61,9 @@ async def relay(
     exchange.status = response.status
     headers.append((b"x-request-id", exchange.id.encode("ascii")))
     # The type decides, not what was asked for: no stream slips through as JSON.
-    if kind not in target.route.responses:
-        expected = " nor ".join(sorted(target.route.responses))
+    responses = target.route.responses
+    if kind not in responses and f"{kind.partition('/')[0]}/*" not in responses:
+        expected = " nor ".join(sorted(responses))
         raise Refusal("upstream_invalid", f"{upstream.name} did not send {expected}.")
     try:
         if kind in (_SSE, _LINES):
@@ -70,11 +73,14 @@ async def relay(
                 await stream.run(response, kind, headers, send)
         else:
             async with asyncio.timeout(exchange.workload.timeout):
-                body = await _json(
-                    exchange, target, response, masker, Decoder(encoding, RESPONSE_MAX)
-                )
+                body = await _whole(response, Decoder(encoding, RESPONSE_MAX))
+            if kind == _JSON:
+                body = _json(exchange, target, body, masker)
+            else:
+                body = _file(target, body, masker)
+            exchange.size_out = len(body)
             exchange.finish()
-            await _send(send, response.status, headers, b"application/json", body)
+            await _send(send, response.status, headers, kind.encode("ascii"), body)
     except (Broken, OSError) as error:
         raise broken(upstream, error) from None
     except (EncodingWrong, TooLarge) as error:
@@ -123,30 +129,38 @@ async def send_stream_error(send: Send, refusal: Refusal, exchange: Exchange) ->
     await send({"type": "http.response.body", "body": frame(event)})
 
 
-async def _json(
-    exchange: Exchange, target: Target, response: Response, masker: Masker, decoder: Decoder
-) -> bytes:
-    upstream, provider = target.upstream, target.provider
+async def _whole(response: Response, decoder: Decoder) -> bytes:
     body = bytearray()
     while chunk := await response.read():
         body += decoder.feed(chunk)
     decoder.finish()
+    return bytes(body)
+
+
+def _json(exchange: Exchange, target: Target, body: bytes, masker: Masker) -> bytes:
+    provider = target.provider
     try:
-        text = body.decode("utf-8")
-        document = read(text)
+        lifted = Lifted(body.decode("utf-8"))
+        document = read(lifted.text)
     except (UnicodeDecodeError, JsonInvalid):
-        raise Refusal("upstream_invalid", f"{upstream.name} sent invalid JSON.") from None
+        name = target.upstream.name
+        raise Refusal("upstream_invalid", f"{name} sent invalid JSON.") from None
     if isinstance(document.value, dict):
         exchange.usage |= reported(document.value, provider.usage)
-    if any(f'"{name}"' in text for name in provider.dropped):
+    if any(f'"{name}"' in document.text for name in provider.dropped):
         # They hold the answer once more, token by token and in bytes: nothing can be masked there.
         kept = without(document.value, provider.dropped)
         document = document if kept is document.value else read(json.dumps(kept))
-    masked = masker.document(document, provider.opaque, provider.signed, provider.places).encode(
-        "utf-8"
-    )
-    exchange.size_out = len(masked)
-    return masked
+    text = masker.document(document, provider.opaque, provider.signed, provider.places)
+    return lifted.put_back(text, lambda text: masker.text(text) != text).encode("utf-8")
+
+
+def _file(target: Target, body: bytes, masker: Masker) -> bytes:
+    try:
+        return masked_file(body, masker, target.provider)
+    except FileRefused as error:
+        name = target.upstream.name
+        raise Refusal("upstream_invalid", f"{name} sent a file: {error}.") from None
 
 
 class _Stream:

@@ -8,10 +8,14 @@ from typing import Any
 
 from proxy.providers import Provider, Route
 
+from . import multipart
 from .authorize import Headers, misplaced
 from .config import Workload
 from .content_encoding import ENCODINGS, EncodingWrong, TooLarge, decode
 from .errors import Refusal
+from .files import FileRefused, documents, masked_file
+from .media import Lifted
+from .multipart import MultipartInvalid, Part
 from .redaction import json_walk
 from .redaction.json_walk import Document, JsonInvalid, JsonTooDeep
 from .redaction.text import Masker
@@ -27,6 +31,8 @@ def media_type(headers: Headers, route: Route) -> str:
     if len(values) != 1:
         raise Refusal("unsupported_type", "There is not one Content-Type.")
     kind, _, parameter = values[0].lower().partition(b";")
+    if route.request == "multipart":
+        return values[0].decode("latin-1")
     if kind.strip() != b"application/json":
         raise Refusal("unsupported_type", "The body is not application/json.")
     if parameter.strip().replace(b'"', b"") not in (b"", b"charset=utf-8"):
@@ -50,10 +56,11 @@ def decoded(body: bytes, headers: Headers, workload: Workload) -> bytes:
         raise Refusal("unsupported_encoding", f"The body cannot be decoded: {error}.") from None
 
 
-def read(body: bytes) -> Document:
-    """Return the body, a JSON object, parsed. Raises Refusal."""
+def read(body: bytes) -> tuple[Document, Lifted]:
+    """Return the body, a JSON object, parsed without its media, and these. Raises Refusal."""
     try:
-        document = json_walk.read(body.decode("utf-8"))
+        lifted = Lifted(body.decode("utf-8"))
+        document = json_walk.read(lifted.text)
     except UnicodeDecodeError:
         raise Refusal("invalid_json", "The body is not UTF-8.") from None
     except JsonTooDeep as error:
@@ -62,7 +69,58 @@ def read(body: bytes) -> Document:
         raise Refusal("invalid_json", f"The body is not JSON: {error}.") from None
     if not isinstance(document.value, dict):
         raise Refusal("invalid_json", "The body is not a JSON object.")
-    return document
+    return document, lifted
+
+
+def read_form(body: bytes, kind: str) -> list[Part]:
+    """Return the parts of a body of multipart/form-data. Raises Refusal."""
+    try:
+        return multipart.parse(body, multipart.boundary(kind))
+    except MultipartInvalid as error:
+        raise Refusal("invalid_form", f"The body is no form: {error}.") from None
+
+
+def named_model(parts: list[Part]) -> str:
+    """Return the model that a form names. Raises Refusal."""
+    models = [part.data for part in parts if part.name == "model" and part.filename is None]
+    if len(models) != 1:
+        raise Refusal("invalid_form", "The form needs model, once.")
+    return models[0].decode("utf-8", "replace")
+
+
+def masked_form(
+    parts: list[Part], provider: Provider, masker: Masker, has_placeholder: Callable[[str], bool]
+) -> tuple[str, bytes]:
+    """Return media type and body of the form with names, texts and files masked.
+
+    Raises Refusal, ScanFailed, Blocked, Untouchable.
+    """
+    found = []
+    for part in parts:
+        texts = [part.name, part.filename or "", part.data.decode("latin-1")]
+        if any(_MARK in text and has_placeholder(text) for text in texts):
+            raise misplaced("in the form")
+        try:
+            data = masked_file(part.data, masker, provider)
+        except FileRefused as error:
+            raise Refusal("unsupported_type", f"A part of the form: {error}.") from None
+        name = None if part.filename is None else masker.text(part.filename)
+        found.append(Part(masker.text(part.name), name, part.kind, data))
+    return multipart.build(found)
+
+
+def batched_models(document: Any, parts: list[Part]) -> list[str]:
+    """Return the models that the requests of a batch ask for, inline or as lines of a file."""
+    requests = document.get("requests") if isinstance(document, dict) else None
+    asked = [item.get("params") for item in _dicts(requests)]
+    for part in parts:
+        lines = documents(part.data.decode("utf-8", "replace")) if b'"body"' in part.data else None
+        asked += [line.get("body") for line in _dicts(lines)]
+    return [str(body.get("model")) for body in _dicts(asked)]
+
+
+def _dicts(values: Any) -> list[dict[str, Any]]:
+    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
 
 
 def asked(document: dict[str, Any], route: Route, provider: Provider) -> tuple[str, bool]:
@@ -83,6 +141,7 @@ def asked(document: dict[str, Any], route: Route, provider: Provider) -> tuple[s
 
 def masked(
     document: Document,
+    lifted: Lifted,
     provider: Provider,
     masker: Masker,
     has_placeholder: Callable[[str], bool],
@@ -104,7 +163,7 @@ def masked(
         return _MARK in all_ or masker.suspects(all_)
 
     text = json_walk.rewrite(document, mask, suspects, provider.opaque, provider.signed)
-    return text.encode("utf-8")
+    return lifted.put_back(text, lambda text: masker.text(text) != text).encode("utf-8")
 
 
 def _without_emptied(document: Document, provider: Provider) -> Document:

@@ -272,6 +272,7 @@ class Proxy:
         self.folder = folder
         self.audit_path = folder / "audit.jsonl"
         more = changes.pop("providers", ())
+        models = changes.pop("models", [])
         names = ("practice", *more)
         self.keys = dict.fromkeys(names, KEY)
         self.broker = StandInBroker({f"upstream.{name}": server.port for name in names})
@@ -292,7 +293,8 @@ class Proxy:
                 {"name": f"{name}-1", "upstream": name, "rule": "more", "line": 60,
                  "redact": "standard"}
                 for name in more
-            ],
+            ]
+            + models,
             "body_max": 100_000,
             "concurrent": 4,
             "timeout": 5.0,
