@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import functools
 import os
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from tests.unit.egress.samples import SECRETS
 OUT, BACK = SECRETS["gitlab-token"], SECRETS["stripe-key"]
 PROMPT = f"My token is {OUT}, is that wise?"
 KEY = harness.KEY
+RUNTIME = str(harness.ROOT / ".runtime/bin/python3")  # what ships: no package but the pinned
 
 
 def _png() -> str:
@@ -97,27 +100,39 @@ def _run(sdk: Sdk, cell: ClientCell, folder: Path, *, through_proxy: bool) -> Ra
     upstream = Upstream(sdk.provider, BACK)
     environment = {name: BASE + path for name, path in sdk.base.items()}
     environment |= {sdk.key: harness.PLACEHOLDER, "PACKAGES": PACKAGES}
-    words = {"prompt": PROMPT, "image": IMAGE}
+    start = functools.partial(cell.run, sdk, {"prompt": PROMPT, "image": IMAGE}, environment)
     audit = ""
     try:
-        if not through_proxy:
-            outcomes = cell.run(sdk, words, environment, upstream.listen)
+        if through_proxy:
+            outcomes, audit = _proxied(start, cell.egress, upstream, folder)
         else:
-            workload = cell.egress | {"placeholder": harness.PLACEHOLDER}
-            proxy = harness.Proxy(folder, upstream, workload=workload)  # type: ignore[arg-type]  # its port is used
-            try:
-                proxy.unlock()
-
-                def serve(listener: object) -> None:
-                    order = {"op": "listen", "workload": harness.WORKLOAD}
-                    assert proxy.command(order, listener.fileno()) == 0  # type: ignore[attr-defined]
-
-                outcomes = cell.run(sdk, words, environment, serve)
-                audit = proxy.audit_path.read_text()
-            finally:
-                said = proxy.close()
-            assert said == b"", "the proxy printed something"
-        harness.Proxy.wait_for(lambda: len(upstream.gone) >= 2, 10)
+            outcomes = start(upstream.listen)
+        # The last one that left may have done so a moment ago.
+        harness.Proxy.wait_for(lambda: {"slow", "endless"} <= set(upstream.gone), 10)
         return Ran(outcomes, list(upstream.seen), list(upstream.gone), audit)
     finally:
         upstream.close()
+
+
+def _proxied(
+    start: Callable[[Callable[[socket.socket], None]], dict[str, Outcome]],
+    egress: dict[str, Any],
+    upstream: Upstream,
+    folder: Path,
+) -> tuple[dict[str, Outcome], str]:
+    """The outcomes with a real proxy on the socket in the sandbox, and its audit records."""
+    workload = egress | {"placeholder": harness.PLACEHOLDER}
+    proxy = harness.Proxy(folder, upstream, python=RUNTIME, workload=workload)
+    try:
+        proxy.unlock()
+
+        def serve(listener: socket.socket) -> None:
+            order = {"op": "listen", "workload": harness.WORKLOAD}
+            assert proxy.command(order, listener.fileno()) == 0
+
+        outcomes = start(serve)
+        audit = proxy.audit_path.read_text()
+    finally:
+        said = proxy.close()
+    assert said == b"", "the proxy printed something"
+    return outcomes, audit
