@@ -28,6 +28,7 @@ _SEGMENT = {
 }
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9_.-]+|\{(?:model|id)\}(?::[A-Za-z]+)?))+")
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_BASE = re.compile(r"(?:/[a-z0-9]+)*")
 _HEADER = re.compile(r"[a-z0-9-]+\*?")
 _TYPE = re.compile(r"[a-z]+/(?:[a-z0-9.+-]+|\*)")
 
@@ -150,7 +151,7 @@ class Provider:
     `opaque`: keys of fields that pass byte for byte. `refused`: fields of a request, and `dropped`
     of a response, that hold a text in a form that cannot be masked. `signed`: keys of signatures,
     with the key of the text beside each. `places`: what a policy may have placeholders put back in,
-    by the key of the field.
+    by the key of the field. `also`: other bases that clients ask under; upstream it is `base`.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Provider:
     key_variable: str = ""
     url_variable: str = ""
     url_path: str = ""
+    also: tuple[str, ...] = ()
     passed: re.Pattern[str] = field(default=re.compile(r"(?!)"), compare=False)
 
 
@@ -256,7 +258,7 @@ def _provider(name: str, top: _Table) -> Provider:
     any_text = re.compile(r".*")
     provider = Provider(
         name=name,
-        base=top.text("base", re.compile(r"(?:/[a-z0-9]+)*")),
+        base=top.text("base", _BASE),
         shape=top.one_of("shape", SHAPES),
         routes=tuple(_route(table, streams) for table in top.tables("route")),
         usage=top.paths("usage"),
@@ -273,6 +275,7 @@ def _provider(name: str, top: _Table) -> Provider:
         key_variable=client.text("key_variable", any_text, ""),
         url_variable=client.text("url_variable", any_text, ""),
         url_path=client.text("url_path", any_text, ""),
+        also=client.texts("also", _BASE),
         passed=re.compile("|".join(re.escape(h).replace(r"\*", "[a-z0-9-]{1,60}") for h in back)
                           or r"(?!)"),
     )  # fmt: skip

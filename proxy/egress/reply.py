@@ -272,7 +272,8 @@ async def _refuse(
     kind = ""
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         error = json.loads(text)["error"]
-        found = error.get("type", error.get("status"))
+        # Ollama's is a sentence alone, which is not repeated.
+        found = error.get("type", error.get("status")) if isinstance(error, dict) else None
         if isinstance(found, str) and _TYPE.fullmatch(found):
             kind = f" ({masker.text(found)})"
     status = response.status if response.status >= 400 else 502

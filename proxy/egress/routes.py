@@ -60,7 +60,8 @@ class RouteTable:
             upstream = upstreams[name]
             provider = providers[upstream.provider]
             for route in provider.routes:
-                for base in (f"/{name}{provider.base}", provider.base):
+                bases = (provider.base, *provider.also)
+                for base in (*(f"/{name}{base}" for base in bases), *bases):
                     target = Target(route, provider, upstream)
                     if "{" not in route.path:
                         key = (route.method, f"{base}{route.path}".encode("ascii"))

@@ -104,7 +104,7 @@ def _run(sdk: Sdk, cell: ClientCell, folder: Path, *, through_proxy: bool) -> Ra
     audit = ""
     try:
         if through_proxy:
-            outcomes, audit = _proxied(start, cell.egress, upstream, folder)
+            outcomes, audit = _proxied(start, sdk, cell.egress, upstream, folder)
         else:
             outcomes = start(upstream.listen)
         # The last one that left may have done so a moment ago.
@@ -116,13 +116,16 @@ def _run(sdk: Sdk, cell: ClientCell, folder: Path, *, through_proxy: bool) -> Ra
 
 def _proxied(
     start: Callable[[Callable[[socket.socket], None]], dict[str, Outcome]],
+    sdk: Sdk,
     egress: dict[str, Any],
     upstream: Upstream,
     folder: Path,
 ) -> tuple[dict[str, Outcome], str]:
     """The outcomes with a real proxy on the socket in the sandbox, and its audit records."""
     workload = egress | {"placeholder": harness.PLACEHOLDER}
-    proxy = harness.Proxy(folder, upstream, python=RUNTIME, workload=workload)
+    declared = harness.declared(sdk.declared, upstream.port)
+    declared |= {"target": "upstream.practice", "credential": "practice" if sdk.header else None}
+    proxy = harness.Proxy(folder, upstream, python=RUNTIME, workload=workload, upstream=declared)
     try:
         proxy.unlock()
 

@@ -57,6 +57,51 @@ async function toolCallStream() {
   return [call.function.name, JSON.parse(call.function.arguments)];
 }
 
+const flat = [{ type: "function", ...tools[0].function }];
+const respond = (script, more = {}) =>
+  client.responses.create({ model: `fake-${script}`, input: words.prompt, ...more });
+
+async function respondStream(script, more = {}) {
+  const stream = client.responses.stream({
+    model: `fake-${script}`,
+    input: words.prompt,
+    ...more,
+  });
+  let deltas = "";
+  for await (const event of stream) if (event.type.endsWith(".delta")) deltas += event.delta;
+  return [await stream.finalResponse(), deltas];
+}
+
+async function responsesText() {
+  const [whole, deltas] = await respondStream("text");
+  if (whole.output[0].content[0].text !== deltas) throw new Error("deltas and whole text differ");
+  return deltas;
+}
+
+async function responsesTools() {
+  const call = (await respond("tools", { tools: flat })).output[0];
+  const result = { type: "function_call_output", call_id: call.call_id, output: words.prompt };
+  const input = [...turns(words.prompt), call, result];
+  const last = await client.responses.create({ model: "fake-tools", input, tools: flat });
+  return [call.name, JSON.parse(call.arguments), last.output_text];
+}
+
+async function responsesToolsStream() {
+  const [whole, deltas] = await respondStream("tools", { tools: flat });
+  const call = whole.output[0];
+  if (call.arguments !== deltas) throw new Error("deltas and whole arguments differ");
+  return [call.name, JSON.parse(call.arguments)];
+}
+
+async function embeddings() {
+  const answer = await client.embeddings.create({
+    model: "fake-text",
+    input: [words.prompt],
+    encoding_format: "float",
+  });
+  return answer.data[0].embedding;
+}
+
 async function cancel() {
   const stream = await client.chat.completions.create({
     model: "fake-endless",
@@ -78,6 +123,11 @@ await run({
   tools: toolCall,
   tools_stream: toolCallStream,
   image: () => ask("text", {}, picture),
+  responses: async () => (await respond("text")).output_text,
+  responses_stream: responsesText,
+  responses_tools: responsesTools,
+  responses_tools_stream: responsesToolsStream,
+  embeddings,
   bad: () => ask("bad"),
   denied: () => ask("denied"),
   limited: () => ask("limited"),

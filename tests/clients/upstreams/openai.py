@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 from tests.clients.upstreams.server import Provider, Reply, Seen, as_json, pieces
 
+# What a tool would not take for text: passed on byte for byte.
+SPEECH = b"\xff\xfb\x90\x64" + bytes(range(256)) * 8
+PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8).decode()
 _USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
 
@@ -21,6 +25,14 @@ def _answers(seen: Seen, script: str, secret: str) -> Reply:
     path = seen.target.partition("?")[0]
     if path.endswith("/embeddings"):
         return _embeddings(seen.json)
+    if "/files" in path:
+        return _files(seen, secret)
+    if path.endswith("/audio/speech"):
+        return Reply(SPEECH, kind="audio/mpeg")
+    if path.endswith("/audio/transcriptions"):
+        return as_json({"text": f"Use {secret} with care."})
+    if path.endswith("/images/generations"):
+        return as_json({"created": 1, "data": [{"b64_json": PICTURE}]})
     if "/responses" in path:
         return _responses(seen.json, script, secret)
     return _chat(seen.json, script, secret)
@@ -83,6 +95,17 @@ def _chat(document: Any, script: str, secret: str) -> Reply:
     if (document.get("stream_options") or {}).get("include_usage"):
         events.append({**head, "object": "chat.completion.chunk", "choices": [], "usage": _USAGE})
     return _stream([*_events(events), b"data: [DONE]\n\n"])
+
+
+def _files(seen: Seen, secret: str) -> Reply:
+    if seen.target.endswith("/content"):
+        return Reply(f"Use {secret} with care.".encode(), kind="text/plain; charset=utf-8")
+    return as_json(
+        {
+            "id": "file-1", "object": "file", "bytes": len(seen.body), "created_at": 1,
+            "filename": "notes.txt", "purpose": "user_data", "status": "processed",
+        }
+    )  # fmt: skip
 
 
 def _embeddings(document: Any) -> Reply:

@@ -223,6 +223,28 @@ def test_signed_thought_with_a_secret_is_left_out_with_its_signature(
     assert upstream.seen[-1].json["messages"] == turns
 
 
+def test_a_client_may_ask_gemini_under_its_other_version(proxy: Proxy, upstream: Upstream) -> None:
+    path, asked, answered = CALLS["gemini"]
+    upstream.answer = reply(answered)
+    for start in ("", "/gemini"):
+        answer = call(proxy, "gemini", asked, path=start + path.replace("/v1beta/", "/v1/"))
+        assert answer.status == 200
+        assert upstream.seen[-1].line == f"POST {path} HTTP/1.1"
+    other = call(proxy, "gemini", asked, path=path.replace("/v1beta/", "/v2/"))
+    assert other.status == 403
+
+
+@pytest.mark.parametrize("error", ["a sentence", {"type": "rate_limit_error"}, 7, None])
+def test_an_error_of_any_form_keeps_its_status(
+    proxy: Proxy, upstream: Upstream, error: Any
+) -> None:
+    path, asked, _ = CALLS["ollama"]
+    upstream.answer = reply({"error": error}, "429 Too Many Requests")
+    answer = call(proxy, "ollama", asked, path=path)
+    assert answer.status == 429
+    assert "a sentence" not in str(answer.json)
+
+
 def test_every_provider_file_loads_and_declares_what_it_needs() -> None:
     assert {"openai-compatible", *MORE} <= PROVIDERS.keys()
     for provider in PROVIDERS.values():
