@@ -22,7 +22,7 @@ def masked_file(data: bytes, masker: Masker, provider: Provider) -> bytes:
     archives and UTF-16, and ScanFailed, Blocked, Untouchable.
     """
     if media.known(data):
-        return media.cleaned(data, lambda text: masker.text(text) != text)
+        return media.cleaned(data, masker)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

@@ -13,6 +13,8 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 
+from .redaction.text import Masker
+
 Finds = Callable[[str], bool]  # whether a text holds a secret
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAGIC = (
@@ -39,11 +41,18 @@ def known(data: bytes) -> bool:
     return data.startswith(_MAGIC) or data[4:8] == b"ftyp"
 
 
-def cleaned(data: bytes, finds: Finds) -> bytes:
-    """Return `data` without the metadata in which `finds` something; itself if there is none.
+def cleaned(data: bytes, masker: Masker) -> bytes:
+    """Return `data` without the metadata that `masker` would change; itself if there is none.
 
-    Raises MediaHoldsSecret.
+    Keys in use are looked for in all of it. Raises MediaHoldsSecret.
     """
+    plain = data.decode("latin-1")
+    if masker.keys(plain) != plain:
+        raise MediaHoldsSecret("a key in use was found in media data")
+
+    def finds(text: str) -> bool:
+        return masker.text(text) != text
+
     try:
         if data.startswith(_PNG):
             parts = list(_png(data, finds))
@@ -74,11 +83,13 @@ class Lifted:
         self._tag = os.urandom(4).hex()
         self.text = _EMBEDDED.sub(self._lift, text) if len(text) > _EMBEDDED_MIN else text
 
-    def put_back(self, text: str, finds: Finds) -> str:
+    def put_back(self, text: str, masker: Masker) -> str:
         """Return the masked `text` with the cleaned media in place. Raises MediaHoldsSecret."""
         for token, (head, media) in self._media.items():
+            if masker.keys(media) != media:  # every key in use, in base64 at each alignment
+                raise MediaHoldsSecret("a key in use was found in media data")
             data = base64.b64decode(media)
-            clean = cleaned(data, finds)
+            clean = cleaned(data, masker)
             if clean is not data:
                 media = base64.b64encode(clean).decode("ascii")
             text = text.replace(token, f'"{head}{media}"')

@@ -152,7 +152,7 @@ def _json(exchange: Exchange, target: Target, body: bytes, masker: Masker) -> by
         kept = without(document.value, provider.dropped)
         document = document if kept is document.value else read(json.dumps(kept))
     text = masker.document(document, provider.opaque, provider.signed, provider.places)
-    return lifted.put_back(text, lambda text: masker.text(text) != text).encode("utf-8")
+    return lifted.put_back(text, masker).encode("utf-8")
 
 
 def _file(target: Target, body: bytes, masker: Masker) -> bytes:

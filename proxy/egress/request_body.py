@@ -163,7 +163,7 @@ def masked(
         return _MARK in all_ or masker.suspects(all_)
 
     text = json_walk.rewrite(document, mask, suspects, provider.opaque, provider.signed)
-    return lifted.put_back(text, lambda text: masker.text(text) != text).encode("utf-8")
+    return lifted.put_back(text, masker).encode("utf-8")
 
 
 def _without_emptied(document: Document, provider: Provider) -> Document:

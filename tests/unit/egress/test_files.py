@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from proxy.egress import media, multipart
+from proxy.egress import multipart
 
-from .harness import PLACEHOLDER, Proxy, Upstream, chat, completion, reply
+from .harness import KEY, PLACEHOLDER, Proxy, Upstream, chat, completion, reply
 from .samples import SECRETS
 
 SECRET, MASK = SECRETS["openai-key"], "[REDACTED:openai-key]"
@@ -275,7 +275,29 @@ def test_what_only_begins_like_an_image_is_looked_at_as_text(
     assert not upstream.seen
 
 
-@pytest.mark.parametrize("image", [told for told, _ in IMAGES.values()])
-def test_cut_image_is_no_error(image: bytes) -> None:
-    for end in range(0, len(image), 7):
-        media.cleaned(image[:end], lambda _text: False)
+@pytest.mark.parametrize("name", [name for name in IMAGES if name != "png tail"])
+def test_cut_image_is_refused_or_taken_but_breaks_nothing(
+    proxy: Proxy, upstream: Upstream, name: str
+) -> None:
+    """Of an image cut anywhere either nothing passes, or nothing of the secret."""
+    told, _ = IMAGES[name]
+    for end in range(140, len(told), 61):
+        upstream.seen.clear()
+        image = base64.b64encode(told[:end]).decode()
+        answer = proxy.request({**chat(""), "image": image})
+        assert answer.status in (200, 422)
+        for seen in upstream.seen:
+            assert SECRET.encode() not in base64.b64decode(seen.json["image"])
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_key_in_the_pixels_of_an_answer_never_passes(
+    proxy: Proxy, upstream: Upstream, shift: int
+) -> None:
+    for pixels, status in ((bytes(shift) + KEY.encode(), 502), (bytes(60), 200)):
+        data = base64.b64encode(png(pixels=bytes(200) + pixels)).decode()
+        upstream.answer = reply({"data": [{"b64_json": data}]})
+        body = {"model": "gpt-1", "prompt": "x"}
+        answer = proxy.request(body, path="/openai/v1/images/generations")
+        assert answer.status == status
+        assert (data in answer.body.decode()) is (status == 200)
