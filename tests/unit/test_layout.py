@@ -62,7 +62,7 @@ BESIDES_ROOT = {
 DISPATCHERS = {"probes.__main__", "supervisor.__main__", "supervisor.cli"}
 
 # Import name -> name in packaging/locks/runtime.in, where they differ.
-DISTRIBUTION = {"ruamel": "ruamel.yaml"}
+DISTRIBUTION = {"ruamel": "ruamel.yaml", "re2": "google-re2", "phonenumbers": "phonenumberslite"}
 # Wheels that are loaded without an import of ours.
 LOADED_BY_OTHERS = {"uvloop": "uvicorn", "httptools": "uvicorn"}
 

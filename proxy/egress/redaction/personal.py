@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Callable
+
+import phonenumbers
+
+_DATE = re.compile(
+    r"(?:[0-9]{4}[-./][0-9]{1,2}[-./][0-9]{1,2}|[0-9]{1,2}[-./][0-9]{1,2}[-./][0-9]{2,4})"
+)
 
 # Total length by country: the IBAN registry (SWIFT, ISO 13616), release 99.
 _IBAN = {
@@ -69,13 +77,50 @@ def iban(value: str) -> int:
 
 
 def phone(value: str) -> int:
-    """A telephone number: 8 to 15 digits (E.164), not all the same."""
-    digits = [c for c in value if c.isdigit()]
-    return len(value) if 8 <= len(digits) <= 15 and len(set(digits)) > 1 else 0
+    """A telephone number that its country's numbering plan has room for (libphonenumber)."""
+    if len({c for c in value if c.isdigit()}) < 2:
+        return 0
+    # Without a plus only the North American form is looked for.
+    number = _parsed(value if value.startswith("+") else "+1" + value)
+    return len(value) if number and phonenumbers.is_possible_number(number) else 0
+
+
+def local_phone(value: str) -> int:
+    """A national number behind a word for telephone: 7 to 13 digits, and no date."""
+    digits = "".join(c for c in value if c.isdigit())
+    if not 7 <= len(digits) <= 13 or len(set(digits)) < 3 or _DATE.fullmatch(value):
+        return 0
+    return len(value)
+
+
+def _parsed(value: str) -> phonenumbers.PhoneNumber | None:
+    try:
+        return phonenumbers.parse(value)
+    except phonenumbers.NumberParseException:
+        return None
+
+
+def ip(value: str) -> int:
+    """An IP address that names a machine: not loopback, any, broadcast or a mask."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return 0
+    mask = address.version == 4 and value.startswith(("255.", "0."))
+    nobody = address.is_loopback or address.is_unspecified or address.is_multicast or mask
+    return 0 if nobody else len(value)
+
+
+def mac(value: str) -> int:
+    """A MAC address, not the broadcast or the zero one."""
+    return len(value) if len(set(value.lower()) - {":", "-"}) > 1 else 0
 
 
 CHECKS: dict[str, Callable[[str], int]] = {
     "luhn": card,
     "iban": iban,
     "phone": phone,
+    "local_phone": local_phone,
+    "ip": ip,
+    "mac": mac,
 }

@@ -7,16 +7,16 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from proxy.errors import ProxyError
 
-from . import checks, personal
+from . import checks, national, personal
 
 Hold = Literal["token", "mixed", "word", "assignment", "digits", "block"]
 Severity = Literal["low", "medium", "high", "critical"]
 FOLDER = Path(__file__).resolve().parent.parent / "rules"
-_CHECKS = checks.CHECKS | personal.CHECKS
+_CHECKS = checks.CHECKS | personal.CHECKS | national.CHECKS
 _ID = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _LEFT = {
     "word": r"(?<![A-Za-z0-9_])",
@@ -116,7 +116,9 @@ def load(*folders: Path) -> RuleBook:
     rules: list[Rule] = []
     groups: dict[str, str] = {}
     classes: dict[str, frozenset[str]] = {}
-    for path in (path for folder in folders or (FOLDER,) for path in sorted(folder.glob("*.toml"))):
+    files = [path for folder in folders or (FOLDER,) for path in sorted(folder.glob("*.toml"))]
+    for path in files:
+        ours = path.parent == FOLDER
         try:
             document = tomllib.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
@@ -125,7 +127,7 @@ def load(*folders: Path) -> RuleBook:
         for name, members in document.pop("class", {}).items():
             classes[name] = frozenset(members)
         for index, item in enumerate(document.pop("rule", ()), 1):
-            rules.append(_rule(item, f"{path.name}: rule {index}"))
+            rules.append(_rule(item, f"{path.name}: rule {index}", ours=ours))
         if document:
             raise RulesInvalid(f"{path.name}: unknown table {next(iter(document))}.")
     names = [rule.id for rule in rules]
@@ -143,7 +145,7 @@ def load(*folders: Path) -> RuleBook:
     return RuleBook(tuple(rules), groups, classes)
 
 
-def _rule(item: dict[str, Any], at: str) -> Rule:
+def _rule(item: dict[str, Any], at: str, *, ours: bool) -> Rule:
     at = f"{at} ({item.get('id', 'without id')})"
     for name, value in item.items():
         if name not in _TYPES:
@@ -160,16 +162,18 @@ def _rule(item: dict[str, Any], at: str) -> Rule:
     keywords = tuple(item.get("keywords", [item["name"]] if named else ()))
     if any(word != word.lower() or not word for word in keywords):
         raise RulesInvalid(f"{at}: keywords are lower case and not empty.")
-    if not keywords and hold != "digits":
-        raise RulesInvalid(f"{at}: only a rule that holds digits needs no keyword.")
+    if not keywords and hold not in ("digits", "mixed"):
+        raise RulesInvalid(f"{at}: only a rule that holds digits or mixed needs no keyword.")
     check = item.get("check")
     if check is not None and check not in _CHECKS:
         raise RulesInvalid(f"{at}: no check is called {check}.")
     caseless = item.get("caseless", named)
     try:
-        confirm, pattern = _expressions(item, named)
-        compiled = re.compile(confirm, re.ASCII | (re.IGNORECASE if caseless else 0))
-    except (KeyError, re.error) as error:
+        exact, pattern = _expressions(item, named)
+        confirm = re.compile(exact, re.ASCII | (re.IGNORECASE if caseless else 0))
+        if not ours:
+            confirm = _linear(item, named, caseless)
+    except (KeyError, ValueError, re.error) as error:
         raise RulesInvalid(f"{at}: {error}.") from None
     if item.get("severity") not in get_args(Severity) or not item.get("why"):
         raise RulesInvalid(f"{at}: severity ({', '.join(get_args(Severity))}) or why is missing.")
@@ -182,7 +186,7 @@ def _rule(item: dict[str, Any], at: str) -> Rule:
         why=item["why"],
         pattern=pattern,
         caseless=caseless,
-        confirm=compiled,
+        confirm=confirm,
         keywords=keywords,
         check=_CHECKS[check] if check else None,
         entropy=item.get("entropy", 0.0),
@@ -213,6 +217,21 @@ def _expressions(item: dict[str, Any], named: bool) -> tuple[str, str]:
         # The body runs to the end mark, or to the first character that it cannot hold.
         return f"{pattern}(?:{body})*?(?:{end}|(?!{body}))", trigger
     return f"{left}(?:{pattern}){right}", trigger
+
+
+def _linear(item: dict[str, Any], named: bool, caseless: bool) -> re.Pattern[str]:
+    """Return the exact expression of a rule that is not ours; raises ValueError."""
+    from .linear import Linear  # three megabytes that only such rules need
+
+    if item.get("hold") == "block":
+        raise ValueError("only our own rules hold a block")
+    pattern = item.get("pattern", "")
+    if named:
+        between = _BETWEEN.replace(r"""(?<=\s)(?=["'`])""", r"""\s["'`]""").replace(r">(?!\s)", ">")
+        pattern = f"(?:{item['name']}){between}(?P<secret>{item['value']})"
+    left = item.get("left", "name" if named else "word")
+    linear = Linear(pattern, left, item.get("right", "word"), caseless=caseless)
+    return cast("re.Pattern[str]", linear)  # which has the members that are used
 
 
 def _loose(pattern: str) -> str:

@@ -34,7 +34,8 @@ _ASSIGNED = re.compile(
     r"(?:(?:bearer|basic|token|[a-z-]{0,9})[\s:]{0,3})?[rbuf]?[\\\"'`]{0,4}[^\s\"'`<>]*\Z)",
     re.IGNORECASE | re.ASCII,
 )
-_DIGIT = re.compile(r"\d")
+# A word that may be a value without a fixed beginning: it has a digit, or begins in capitals.
+_MIXED = re.compile(r"\S*\d|[A-Z]{1,6}\Z")
 
 
 class HoldBack:
@@ -71,7 +72,7 @@ class HoldBack:
             point = cut
         elif token:
             point, rule = token.start(), self._grows.get(token[0].lower())
-        if self._mixed & groups and _DIGIT.search(text, cut):
+        if self._mixed & groups and _MIXED.match(text, cut):
             point = cut
         for size in range(min(self._longest, len(text) - released), 0, -1):
             if text[-size:].lower() in self._partial:

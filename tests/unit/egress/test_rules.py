@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import examples, rules
+from proxy.egress.redaction.linear import Linear
 from proxy.egress.redaction.rules import Rule, RulesInvalid
 from proxy.egress.redaction.scan import Scanner
 from proxy.egress.redaction.stream import Channel, HoldBack
@@ -95,7 +97,7 @@ def test_examples_are_masked_in_a_stream_as_in_a_finished_text(part: int) -> Non
 def _streamed(text: str, rule: Rule) -> str:
     name = next(name for name, groups in BOOK.classes.items() if rule.group in groups)
     channel = Channel(Masker(SCANNER, GUARD, name), HOLD)
-    return "".join(channel.feed(character) for character in text) + channel.flush()
+    return "".join(channel.feed(text[n : n + 4]) for n in range(0, len(text), 4)) + channel.flush()
 
 
 @pytest.mark.parametrize(
@@ -126,3 +128,58 @@ def test_rules_of_several_folders_are_one_book_and_no_id_is_used_twice(tmp_path:
     assert len(both.rules) == len(BOOK.rules) + 1 and both.rules[-1].id == "a"
     with pytest.raises(RulesInvalid, match="called a"):
         rules.load(tmp_path, tmp_path)
+
+
+NAMED = """[[rule]]
+id = "b"
+group = "g"
+severity = "low"
+why = "A test."
+name = "acme"
+value = "[a-z0-9]{20}"
+match = ['acmeKey := "{20:lower}"', "<acmeToken>{20:lower}</acmeToken>"]
+clean = ["acme {20:lower}"]
+"""
+BORDERS = (("", ""), ("(", ")"), ("x", ""), ("", "x"), ("-", "-"))
+
+
+def test_rule_of_another_folder_finds_what_it_would_as_ours(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(RULE)
+    (tmp_path / "y.toml").write_text(NAMED)
+    book = rules.load(tmp_path)
+    assert isinstance(book.rules[0].confirm, Linear) and isinstance(book.rules[1].confirm, Linear)
+    assert list(examples.faults(book)) == []
+    text, _ = examples.expand("tok-{20:lower}")
+    found = [book.rules[0].confirm.search(f"{before}{text}{behind}") for before, behind in BORDERS]
+    assert [match is not None for match in found] == [True, True, False, False, True]
+    second = book.rules[0].confirm.search(f"{text} {text}", 1)
+    assert second and second.start() == 25 and second[0] == text
+
+
+@pytest.mark.parametrize("careless", ["(a+)+b", "(?:a|aa)+b", "(a|a?)+b"])
+def test_careless_expression_of_another_folder_cannot_stop_the_proxy(
+    tmp_path: Path, careless: str
+) -> None:
+    """E38: on `re` each of these would take longer than anybody waits."""
+    (tmp_path / "x.toml").write_text(
+        RULE.replace("tok-[a-z0-9]{20}", f"k{careless}")
+        .replace("tok-{20:lower}", "kaaaaaaaab")
+        .replace("tok-{10:lower}", "kaaaaaaaac")
+        .replace('"tok-"', '"k"')
+    )
+    book = rules.load(tmp_path)
+    assert list(examples.faults(book)) == []
+    began = time.process_time()
+    assert book.rules[0].confirm.search("k" + "a" * 20_000 + "c") is None
+    assert time.process_time() - began < 10, "a guard against hanging, no measure of speed"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"), [("(?<=x)tok", "invalid perl operator"), (r"(tok)\\1", "invalid")]
+)
+def test_expression_that_cannot_be_linear_is_refused(
+    tmp_path: Path, pattern: str, says: str
+) -> None:
+    (tmp_path / "x.toml").write_text(RULE.replace("'tok-[a-z0-9]{20}'", f'"{pattern}"'))
+    with pytest.raises(RulesInvalid, match=says):
+        rules.load(tmp_path)
