@@ -15,10 +15,11 @@ import re2
 _LEFT = {
     "word": "[^A-Za-z0-9_]",
     "name": "[^A-Za-z]",
+    "letter": "[^A-Za-z]",
     "token": "[^A-Za-z0-9_./-]",
-    "digit": "[^0-9.]",
+    "digit": "[^0-9.A-Za-z]",
 }
-_RIGHT = {"word": "[^A-Za-z0-9_]", "token": "[^A-Za-z0-9_-]", "digit": "[^0-9]"}
+_RIGHT = {"word": "[^A-Za-z0-9_]", "token": "[^A-Za-z0-9_-]", "digit": "[^0-9A-Za-z]"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,14 @@ _LEFT = {
     "word": r"(?<![A-Za-z0-9_])",
     "name": r"(?:(?<![A-Za-z])|(?-i:(?<=[a-z0-9])(?=[A-Z])))",  # also a hump: "theApiKey"
     "token": r"(?<![A-Za-z0-9_./-])",  # nosec B105  # an expression, no password
-    "digit": r"(?<![\d.])",
+    "letter": r"(?<![A-Za-z])",
+    "digit": r"(?<![\d.A-Za-z])",
     "none": "",
 }
 _RIGHT = {
     "word": r"(?![A-Za-z0-9_])",
     "token": r"(?![A-Za-z0-9_-])",  # nosec B105  # an expression, no password
-    "digit": r"(?!\d)",
+    "digit": r"(?![\dA-Za-z])",
     "none": "",
 }
 # The name ends, or goes on as names do: "fooKey", "foobot", but neither "foot" nor "FOOTER".
@@ -43,11 +44,18 @@ _BETWEEN = (
     _NAME_END + r"""(?:,?\s{1,24}["']?(?:secret_?|default_?)?value["']?)?"""
     r"""(?:\s{0,2}:\s{0,2}&?(?:str|string|text|varchar)\b)?\s{0,4}"""
     r"""(?:(?::{1,4}=?|={1,3}>?|\?=|\.=|\|\|=?|:?\s(?:is|ist)\s|(?<=\s)(?=["'`]))[ \t]{0,4}"""
-    r"""|>(?!\s)|>\s{0,2}\n\s{0,24}|[,(]\s{0,16})[rbuf]?\\?["'`]{0,3}"""
+    r"""|>(?!\s)|>\s{0,2}\n\s{0,24}|[,(]\s{0,16}(?=[rbuf]?\\?["'`]))[rbuf]?\\?["'`]{0,3}"""
 )
 _TRIGGER = (
     r"""[\w.-]*(?:[ \t][\w.-]+){0,2}[\\"'`\])]*"""
     r"""(?:\s*[:=>,|?(]|["'`]|\si(?:s|st)\s|,?\s+["']?\w{0,8}value)"""
+)
+# Names such as "key" and "token" stand in every text: for them the beginning of a value counts too.
+_NARROW = (
+    r"""[\w.-]*(?:[ \t][\w.-]+){0,2}[\\"'`\])]*"""
+    r"""(?:\s*(?::\s*&?(?:str|string|text|varchar)\s*=|:+=?|=+>?|\?=|\.=|>|\|\|=?)\s*[rbuf]?[\\"'`]*"""
+    r"""|[,(]\s*[rbuf]?\\?["'`]+|\s["'`]+|\si(?:s|st)\s["'`]*|,?\s+["']?\w{0,8}value["'\s:=]+)"""
+    r"""[^\s"'`<>,;(){}]{8}"""
 )
 _REPEAT = re.compile(r"(?<!\\)\{(\d+)(,?)(\d*)\}(\)*(?:=\{0,\d\}|=\?)?\)*$)?")
 _ENOUGH = 8
@@ -205,7 +213,9 @@ def _expressions(item: dict[str, Any], named: bool) -> tuple[str, str]:
     right = _RIGHT[item.get("right", "word")]
     if named:
         # The name is a word or an alternation; what stands behind it is the same for all.
-        trigger = f"(?:{item.get('trigger', item['name'])}){_TRIGGER}"
+        before = "(?:^|[^A-Za-z])" if item.get("left") == "letter" else ""
+        behind = _NARROW if item.get("generic") else _TRIGGER
+        trigger = f"{before}(?:{item.get('trigger', item['name'])}){behind}"
         return (
             f"{left}(?:{item['name']}){_STOP}{_BETWEEN}(?P<secret>{item['value']}){right}",
             trigger,
@@ -228,6 +238,7 @@ def _linear(item: dict[str, Any], named: bool, caseless: bool) -> re.Pattern[str
     pattern = item.get("pattern", "")
     if named:
         between = _BETWEEN.replace(r"""(?<=\s)(?=["'`])""", r"""\s["'`]""").replace(r">(?!\s)", ">")
+        between = between.replace(r"""(?=[rbuf]?\\?["'`])""", "")
         pattern = f"(?:{item['name']}){between}(?P<secret>{item['value']})"
     left = item.get("left", "name" if named else "word")
     linear = Linear(pattern, left, item.get("right", "word"), caseless=caseless)
