@@ -127,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._response: Response | None = None
         self._parser = httptools.HttpResponseParser(self)
+        self._arrived = 0  # bytes, before the head was complete
         self._head_size = 0
         self._head_done = False
         self._framed = False  # the head says where the body ends
@@ -197,10 +198,10 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         if not self._head_done:
-            self._head_size += len(data)
+            self._arrived += len(data)
         try:
             self._parser.feed_data(data)
-            if not self._head_done and self._head_size > HEAD_MAX:
+            if not self._head_done and self._arrived > HEAD_MAX:
                 raise Broken("the head is too long")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, Broken):
             response, self._response = self._response, None
@@ -217,8 +218,9 @@ class Connection(asyncio.Protocol):
         lower = name.decode("latin-1").lower()
         self._framed = self._framed or lower in ("content-length", "transfer-encoding")
         self._response.headers.append((lower, value.decode("latin-1")))
-        if len(self._response.headers) > _FIELDS_MAX:
-            raise Broken("too many headers")
+        self._head_size += len(name) + len(value)
+        if len(self._response.headers) > _FIELDS_MAX or self._head_size > HEAD_MAX:
+            raise Broken("the head is too long")
 
     def on_headers_complete(self) -> None:
         """The head is there; that of a 1xx only announces another."""
@@ -253,6 +255,7 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
+        self._arrived = 0  # bytes, before the head was complete
         self._head_size = 0
         self._head_done = False
         self._framed = False
