@@ -22,7 +22,7 @@ from .redaction.text import Masker
 CHANNELS_MAX = 256  # text fields of one answer
 _KNOWN_MAX, _KNOWN_SIZE = 512, 512
 _TRIES = 4  # events that may differ from the last before their likeness is no longer looked for
-_STRING = re.compile(r'"([^"\\]*)"(?!\s*:)')
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
 _TYPE = re.compile(r"[A-Za-z0-9_.]{1,80}")
 # Fields that name something rather than tell something: masked whole, never held.
 _NAMES = frozenset({"role", "type", "id", "name", "format", "finish_reason", "signature"})
@@ -248,7 +248,7 @@ class StreamMasker:
         if len(self._fed) != 1 or len(sent) != 1 or sent[0].data is not data or self._ends:
             return None
         (text, piece) = self._fed[0]
-        places = [found for found in _STRING.finditer(data) if found[1] == piece]
+        places = [found for found in _STRING.finditer(data) if found[1] == piece and not found[2]]
         if len(places) != 1 or self._kind.sequence:
             return None
         self._tries -= 1
