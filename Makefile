@@ -6,7 +6,7 @@ HOST := policies/hosts/demo.toml
 # What the VM tier and its packages need besides; only root can install it, or run that tier.
 MACHINE := $(shell [ "$$(id -u)" -ne 0 ] || echo build vm)
 
-.PHONY: help setup demo test unit host clients attacks bench lint format locks deb vm-test vm-shell clean
+.PHONY: help setup demo test unit host clients attacks bench fuzz lint format locks deb vm-test vm-shell clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ vm-shell: ## a shell in a fresh machine of that tier (root; SUITE=trixie, SNAPSH
 
 attacks: setup ## every attack inside a workload and outside: the table, and which layers carry (root)
 	@$(PYTHON) -m tests.attacks
+
+fuzz: setup ## random inputs for the masking and its parsers (MINUTES=10)
+	@$(PYTHON) -m tests.fuzz
 
 bench: ## figures as ratios within one run (root)
 	@packaging/setup.sh run test bench

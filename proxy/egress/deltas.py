@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from proxy.providers import Place, Provider, StreamKind
 
 from .redaction.arguments import TextChannel, open_channel
+from .redaction.hold import HoldBack
 from .redaction.json_walk import JsonInvalid, encode, parse, without
-from .redaction.stream import HoldBack
 from .redaction.text import Masker
 
 CHANNELS_MAX = 256  # text fields of one answer

@@ -26,9 +26,9 @@ from .media import Lifted, MediaHoldsSecret
 from .multipart import Part
 from .outcome import outcome
 from .redaction.actions import Blocked, Treatments
+from .redaction.hold import HoldBack
 from .redaction.json_walk import Document, Untouchable
 from .redaction.scan import ScanFailed, Scanner
-from .redaction.stream import HoldBack
 from .redaction.text import Masker
 from .redaction.views import DecodeLimit
 from .routes import Match, Target

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from ahocorasick_rs import AhoCorasick
 
 from .keys import KeyRing
+from .redaction.normalise import scalars
 
 MASK = "[REDACTED:live-key]"
 _FRAGMENT, _HEAD, _SHORTEST = 6, 3, 8
@@ -85,10 +86,14 @@ class KeyGuard:
         if self._fragments is None:
             return False
         try:
-            return bool(self._fragments.find_matches_as_indexes(text))
+            return bool(self._fragments.find_matches_as_indexes(scalars(text)))
         except UnicodeEncodeError:  # a lone surrogate, which no key holds
             known = text.encode("utf-8", "replace").decode("utf-8")
             return bool(self._fragments.find_matches_as_indexes(known))
+
+    def begins(self, word: str) -> bool:
+        """True if `word` holds the head of a key, or is the beginning of one."""
+        return self._heads is not None and self._heads.search(word) is not None
 
     def holds(self, text: str) -> int:
         """Return where in `text` an unfinished key may begin; len(text) when nowhere."""

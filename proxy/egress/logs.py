@@ -9,8 +9,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from .guard import KeyGuard
+from .redaction.hold import HoldBack
 from .redaction.scan import ScanFailed, Scanner
-from .redaction.stream import Channel, HoldBack
+from .redaction.stream import Channel
 from .redaction.text import Masker
 
 LINE_MAX = 16 * 1024

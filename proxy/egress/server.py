@@ -32,8 +32,8 @@ from .keys import KeyRing
 from .logs import LogPump
 from .protocol import config_for
 from .redaction.actions import Treatments
+from .redaction.hold import HoldBack
 from .redaction.scan import Scanner
-from .redaction.stream import HoldBack
 from .redaction.text import Masker
 from .upstream import Upstreams
 

@@ -12,9 +12,9 @@ from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import rules
 from proxy.egress.redaction.arguments import ArgumentsChannel
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.json_walk import parse
 from proxy.egress.redaction.scan import Scanner
-from proxy.egress.redaction.stream import HoldBack
 from proxy.egress.redaction.text import Masker
 from tests.bench.bench_redaction import seconds
 from tests.bench.figure import Figure

@@ -17,8 +17,8 @@ from proxy.egress import logs
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import rules
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.scan import Scanner
-from proxy.egress.redaction.stream import HoldBack
 from tests.bench.figure import Figure
 from tests.unit.egress.samples import SECRETS
 

@@ -14,10 +14,11 @@ from typing import Literal, Protocol
 
 from proxy.providers import Place
 
+from .hold import HoldBack
 from .json_walk import CARD, DEPTH_MAX, before_value, encode
 from .placeholders import AROUND, unfinished
 from .scan import ScanFailed
-from .stream import Channel, HoldBack
+from .stream import Channel
 from .text import Masker
 
 WHOLE_MAX = 64 * 1024  # characters of a key, or of a value behind a telling key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ class Edit(NamedTuple):
 
     Where each character of `text` stands for some units of its own, `where` gives the positions
     of all units, and (`many`, `few`) says that `many` units made `few` characters: (4, 3) for
-    base64. Without it, each character stands for the whole.
+    base64. Without it, each character stands for the whole. From `pending` on, what was read says
+    nothing yet, but would if more text followed.
     """
 
     start: int
@@ -21,6 +22,7 @@ class Edit(NamedTuple):
     where: Sequence[int] | None = None
     many: int = 1
     few: int = 1
+    pending: int | None = None
 
 
 class Edited:
@@ -71,7 +73,10 @@ class Edited:
                 break
             shift = at + len(edit.text) - edit.end
             if edit.end > position:
-                return at if edit.where is None else at + len(edit.text)
+                if edit.where is None:
+                    return at
+                groups = -(-bisect_left(edit.where, position) // edit.many)
+                return at + min(groups * edit.few, len(edit.text))
         return position + shift
 
 

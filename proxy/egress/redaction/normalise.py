@@ -40,7 +40,6 @@ _IGNORED = (
     "\\u00ad\\u0300-\\u036f\\u0483-\\u0489\\u0591-\\u05bd\\u061c\\u064b-\\u065f\\u115f\\u1160"
     "\\u17b4\\u17b5\\u180b-\\u180f\\u1ab0-\\u1aff\\u1dc0-\\u1dff\\u200b-\\u200f\\u2028-\\u202e"
     "\\u2060-\\u206f\\u20d0-\\u20ff\\u3164\\ufe00-\\ufe0f\\ufe20-\\ufe2f\\ufeff\\uffa0\\ufff0-\\ufffb"
-    "\\U0001bca0-\\U0001d17a\\U000e0000-\\U000e0fff"
 )
 
 
@@ -82,12 +81,17 @@ def _ranges(points: Iterable[int]) -> str:
 
 
 _FOLD, _WIDE = _tables()
-# Beyond the basic plane the expression tries range after range: one holds all, and its gaps stay.
-_BEYOND = {point: chr(point) for point in range(0x1D400, 0x1FBFA)}
-_FOLD = _BEYOND | _FOLD
-_FOLDED = re.compile(f"[{_ranges(_FOLD)}]+")
+# Classes of the basic plane alone are searched fast, those beyond it range after range.
+_FOLDED = re.compile(f"[{_ranges(point for point in _FOLD if point < 0x10000)}]+")
+_FOLDED_BEYOND = re.compile(
+    "[\\U0001d400-\\U0001d7ff\\U0001f100-\\U0001f1ff\\U0001fbf0-\\U0001fbf9]+"
+)
 _LATIN = bytes(ord(_FOLD.get(point, chr(point))) for point in range(256))
 _DROPPED = re.compile(f"[{_IGNORED}{_ranges(map(ord, _WIDE))}]+")
+_DROPPED_ASCII = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1a\\x1c-\\x1f\\x7f]+")
+_DROPPED_BEYOND = re.compile(
+    "[\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e0fff]+"
+)
 
 
 def fold(text: str) -> str:
@@ -98,13 +102,29 @@ def fold(text: str) -> str:
         return text.encode("latin-1").translate(_LATIN).decode("latin-1")
     except UnicodeEncodeError:
         pass
-    if not _FOLDED.search(text):
-        return text
-    return _FOLDED.sub(lambda match: match[0].translate(_FOLD), text)
+    text = _FOLDED.sub(_folded, text)
+    return _FOLDED_BEYOND.sub(_folded, text)
+
+
+def _folded(match: re.Match[str]) -> str:
+    return match[0].translate(_FOLD)
+
+
+def scalars(text: str) -> str:
+    """Return `text`, as long as before, with a question mark for each lone surrogate.
+
+    Such come out of JSON's escapes, and not every library takes them.
+    """
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def edits(text: str) -> Iterator[Edit]:
-    """Yield what must be dropped or expanded in `text`, in order."""
-    for match in _DROPPED.finditer(text):
-        expanded = "".join(_WIDE.get(character, "") for character in match[0])
-        yield Edit(match.start(), match.end(), expanded)
+    """Yield what must be dropped or expanded in `text`."""
+    if text.isascii():
+        classes: tuple[re.Pattern[str], ...] = (_DROPPED_ASCII,)
+    else:
+        classes = (_DROPPED, _DROPPED_BEYOND)
+    for expression in classes:
+        for match in expression.finditer(text):
+            expanded = "".join(_WIDE.get(character, "") for character in match[0])
+            yield Edit(match.start(), match.end(), expanded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Iterator
 from typing import NamedTuple, cast
@@ -20,10 +19,7 @@ WINDOW = 400  # characters looked at on both sides of a hit
 REACH = 16_384  # how far back the beginning of a very long token is looked for
 NEAR = 60  # how far before a match its keyword may stand
 SHORTEST = 8
-# A repeat that begins or ends a pattern: its least length finds the same places, with fewer ends.
-_LEADING = re.compile(r"\A(\[(?:[^\]\\]|\\.)+\])\{(\d+),\d*\}")
 _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
-_TRAILING = re.compile(r"(?<=[^\\]\])\{(\d+),\d*\}\Z")
 
 
 Hit = tuple[int, int]
@@ -48,9 +44,7 @@ class Scanner:
         self.book = book
         self._database = hyperscan.Database()
         rules = book.rules
-        patterns = [_shortened(rule.pattern) for rule in rules] + [
-            gate for gate, _ in encodings.GATES
-        ]
+        patterns = [rule.pattern for rule in rules] + [gate for gate, _ in encodings.GATES]
         flags = [hyperscan.HS_FLAG_CASELESS if rule.caseless else 0 for rule in rules]
         flags += [hyperscan.HS_FLAG_SINGLEMATCH if once else 0 for _, once in encodings.GATES]
         try:
@@ -73,31 +67,36 @@ class Scanner:
         """
         found: list[Finding] = []
         for view, hits in self.views(text, Work()):
-            if hits:
-                found += self.confirm(view, hits, treatment)
+            for start, end, rule in self.confirm(view, hits, treatment) if hits else ():
+                found.append(Finding(*view.span(start, end), rule))
         return disjoint(found, treatment) if found else found
 
     def likely(self, view: View, hits: list[Hit]) -> bool:
         """True if one of `hits` in `view` needs a closer look: its keyword stands near it."""
         return any(_near(self.book.rules[number], view.text, end) for number, end in hits)
 
-    def views(self, text: str, work: Work) -> Iterator[tuple[View, list[Hit]]]:
-        """Yield every view of `text`, and where rules may match in it. Raises ScanFailed."""
-        view: View | None = View(text) if len(text) >= SHORTEST else None
+    def views(
+        self, text: str, work: Work, *, final: bool = True
+    ) -> Iterator[tuple[View, list[Hit]]]:
+        """Yield every view of `text`, and where rules may match in it.
+
+        Not `final`: more text may follow. Raises ScanFailed and DecodeLimit.
+        """
+        view: View | None = View(text) if len(text) >= SHORTEST or not final else None
         while view is not None:
             hits, gates = self._scan(view.text)
             yield view, hits
-            if encodings.FORM in gates:
+            if encodings.FORM in gates or (not final and "+" in view.text):
                 # In a form's data a plus is a space (WHATWG URL, section 5.1); elsewhere it is not.
                 spaced = View(view.text.replace("+", " "), view)
                 hits, inside = self._scan(spaced.text)
                 yield spaced, hits
-                if plain := cleaned(spaced, inside, work):
+                if plain := cleaned(spaced, inside, work, final):
                     yield plain, self._scan(plain.text)[0]
-            view = unfolded(view, gates, work)
+            view = unfolded(view, gates, work, final)
 
     def confirm(self, view: View, hits: list[Hit], treatment: Treatment) -> list[Finding]:
-        """Return what of `hits` is a secret, as ranges of the text itself; they may overlap."""
+        """Return what of `hits` is a secret, as ranges of the view's text; they may overlap."""
         text = view.text
         windows: dict[int, list[list[int]]] = {}
         for number, at in hits:
@@ -120,9 +119,7 @@ class Scanner:
                 found += _confirmed(rule, text, start, len(text) if rule.hold == "block" else end)
         if found and treatment.pseudonyms:
             found = _not_ours(found, list(treatment.pseudonyms.spans(text)))
-        if view.parent is None:
-            return found
-        return [Finding(*view.span(item.start, item.end), item.rule) for item in found]
+        return found
 
     def _scan(self, text: str) -> tuple[list[Hit], Gates]:
         """Return (number of the rule, end of the match) of every match, and the open gates."""
@@ -145,10 +142,6 @@ class Scanner:
             else:
                 gates.setdefault(hit[0] - rules, []).append(hit[1])
         return hits, gates
-
-
-def _shortened(pattern: str) -> str:
-    return _TRAILING.sub(r"{\1}", _LEADING.sub(r"\1{\2}", pattern))
 
 
 def _near(rule: Rule, text: str, end: int) -> bool:

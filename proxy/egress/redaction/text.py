@@ -13,8 +13,8 @@ from .actions import Blocked, Treatment
 from .json_restore import restore
 from .json_walk import NOTHING, Document, rewrite
 from .placeholders import VALUE_MAX, marked
-from .scan import Finding, ScanFailed, Scanner, disjoint
-from .views import Work
+from .scan import Finding, Hit, ScanFailed, Scanner, disjoint
+from .views import View, Work
 
 LIVE_KEY = "live-key"
 _PASSES = 32  # values in a row, of which each hides the limit of the next, come out one by one
@@ -106,11 +106,21 @@ class Masker:
         """
         found: list[Finding] = []
         for view, hits in self.scanner.views(text, work):
-            if view.parent is not None and self.guard.suspects(view.text):
-                for start, end in self.guard.find(view.text):
-                    found.append(Finding(*view.span(start, end), None))
-            if hits:
-                found += self.scanner.confirm(view, hits, self.treatment)
+            for start, end, rule in self.confirm(view, hits):
+                found.append(Finding(*view.span(start, end), rule))
+        return self.disjoint(found)
+
+    def confirm(self, view: View, hits: list[Hit]) -> list[Finding]:
+        """Return what either detector finds in one view, as ranges of its text."""
+        found: list[Finding] = []
+        if view.parent is not None and self.guard.suspects(view.text):
+            found += [Finding(start, end, None) for start, end in self.guard.find(view.text)]
+        if hits:
+            found += self.scanner.confirm(view, hits, self.treatment)
+        return found
+
+    def disjoint(self, found: list[Finding]) -> list[Finding]:
+        """Return `found` in order and without overlap."""
         return disjoint(found, self.treatment) if found else found
 
     def suspects(self, text: str) -> bool:

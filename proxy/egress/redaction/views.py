@@ -52,7 +52,7 @@ class Work:
 class View:
     """One reading of a text; `parent` is the one that it was made of."""
 
-    __slots__ = ("_edited", "depth", "opened", "parent", "text")
+    __slots__ = ("_edited", "depth", "opened", "parent", "pending", "text")
 
     def __init__(self, text: str, parent: View | None = None, edited: Edited | None = None) -> None:
         self.text = text
@@ -60,6 +60,7 @@ class View:
         self._edited = edited
         self.depth: int = parent.depth + 1 if parent else 0
         self.opened: int = parent.opened if parent else 0
+        self.pending: int | None = None  # from where on the parent's text does not say enough yet
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Return the range of the text itself that `self.text[start:end]`, not empty, is."""
@@ -78,30 +79,38 @@ class View:
         return self._edited.after(position) if self._edited else position
 
 
-def unfolded(view: View, gates: Gates, work: Work) -> View | None:
+def unfolded(view: View, gates: Gates, work: Work, final: bool = True) -> View | None:
     """Return the next view, with one layer undone; None where nothing is encoded or unusual.
 
     `gates` are the scanner's for this view's text. Short escapes and what is dropped come first:
-    only then are whole runs opened, which may have been hidden by them. Raises DecodeLimit.
+    only then are whole runs opened, which may have been hidden by them. `final`: no text follows.
+    Raises DecodeLimit.
     """
-    return cleaned(view, gates, work) or _opened(view, gates, work)
+    return cleaned(view, gates, work, final) or _opened(view, gates, work, final)
 
 
-def cleaned(view: View, gates: Gates, work: Work) -> View | None:
-    """Return the view with look-alikes, unseen characters and short escapes undone, if any."""
+def cleaned(view: View, gates: Gates, work: Work, final: bool = True) -> View | None:
+    """Return the view with look-alikes, unseen characters and short escapes undone, if any.
+
+    Not `final`: an escape that may be cut off is left out.
+    """
     text = normalise.fold(view.text)
     edits = [] if text.isascii() else list(normalise.edits(text))
     if encodings.INLINE in gates:
         edits += encodings.inline(text)
-        if text.isascii():
-            edits += normalise.edits(text)
+    if text.isascii() and (encodings.INLINE in gates or not final):
+        edits += normalise.edits(text)
+    end = len(text) if final else encodings.cut_off(text)
+    if end < len(text):
+        edits = [edit for edit in edits if edit.end <= end]
+        edits.append(Edit(end, len(text), "", pending=end))
     if not edits:
         return View(text, view) if text is not view.text and text != view.text else None
     return _edited(view, text, disjoint(edits), work)
 
 
-def _opened(view: View, gates: Gates, work: Work) -> View | None:
-    edits = list(_runs(view.text, gates))
+def _opened(view: View, gates: Gates, work: Work, final: bool) -> View | None:
+    edits = list(_runs(view.text, gates, final))
     if not edits:
         return None
     if view.opened >= OPENED_MAX:
@@ -119,17 +128,20 @@ def _edited(view: View, text: str, edits: list[Edit], work: Work) -> View | None
         return None
     if view.depth >= DEPTH:
         raise DecodeLimit("A text is escaped too many times over.")
-    return View(edited.text, view, edited)
+    following = View(edited.text, view, edited)
+    pending = [edit.pending for edit in edits if edit.pending is not None]
+    following.pending = min(pending, default=None)
+    return following
 
 
-def _runs(text: str, gates: Gates) -> Iterable[Edit]:
+def _runs(text: str, gates: Gates, final: bool) -> Iterable[Edit]:
     for gate, run in ((encodings.BASE64, encodings.base64_run), (encodings.HEX, encodings.hex_run)):
         done = 0
         for hit in gates.get(gate, ()):
-            if hit > done and (edit := run(text, hit)):
+            if hit > done and (edit := run(text, hit, final)):
                 yield edit
                 done = edit.end
     if encodings.PACKED in gates:
-        yield from encodings.packed_runs(text)
+        yield from encodings.packed_runs(text, final)
     if encodings.WIDE in gates:
-        yield from encodings.wide_runs(text)
+        yield from encodings.wide_runs(text, final)

@@ -15,9 +15,10 @@ from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import rules
 from proxy.egress.redaction.actions import Blocked, Treatment, Treatments, treat
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.placeholders import Pseudonyms
 from proxy.egress.redaction.scan import Scanner
-from proxy.egress.redaction.stream import Channel, HoldBack
+from proxy.egress.redaction.stream import Channel
 from proxy.egress.redaction.text import Masker
 from proxy.errors import ConfigError
 

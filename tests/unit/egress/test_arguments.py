@@ -16,10 +16,10 @@ from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import arguments, rules
 from proxy.egress.redaction.actions import Treatment, treat
 from proxy.egress.redaction.arguments import ArgumentsChannel, TextChannel, open_channel
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.json_walk import rewrite
 from proxy.egress.redaction.placeholders import Pseudonyms
 from proxy.egress.redaction.scan import ScanFailed, Scanner
-from proxy.egress.redaction.stream import HoldBack
 from proxy.egress.redaction.text import Masker
 
 from .samples import SECRETS

@@ -13,8 +13,9 @@ import pytest
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import rules
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.scan import Scanner
-from proxy.egress.redaction.stream import HoldBack
+from proxy.egress.redaction.stream import Channel
 from proxy.egress.redaction.text import Masker
 
 from .evasions import EVASIONS
@@ -51,6 +52,12 @@ def in_json_in_json(text: str) -> str:
     return inner
 
 
+def in_pieces(text: str, size: int) -> str:
+    channel = Channel(Masker(SCANNER, GUARD, "standard"), HOLD)
+    passed = [channel.feed(text[n : n + size]) for n in range(0, len(text), size)]
+    return "".join(passed) + channel.flush()
+
+
 WAYS: dict[str, Callable[[str], str]] = {
     "finished": finished,
     "document": in_a_document,
@@ -76,6 +83,23 @@ def test_a_disguised_secret_is_masked(evasion: str, way: str) -> None:
     assert len(missed) <= (1 - RECALL) * len(CASES), missed
     harmless = f"see {disguise('Plain words, which nobody would ever want to hide')} now"
     assert finished(harmless) == harmless, "the control: the disguise itself is no secret"
+
+
+@pytest.mark.parametrize("evasion", EVASIONS)
+def test_a_disguised_secret_in_a_stream_is_masked_as_in_a_finished_text(evasion: str) -> None:
+    disguise = EVASIONS[evasion]
+    missed, unlike, rounds = [], [], 0
+    for number, (text, secret) in enumerate(CASES):
+        whole = f"see {disguise(text)} now"
+        expected = finished(whole)
+        for size in (len(whole) // 2, 11) + ((1,) if number % 9 == 0 else ()):
+            masked = in_pieces(whole, size)
+            rounds += 1
+            unlike += [text[:12]] if masked != expected else []
+            if "[REDACTED:" not in masked or secret in masked or disguise(secret) in masked:
+                missed.append(text[:12])
+    assert len(missed) <= (1 - RECALL) * rounds, missed
+    assert len(unlike) <= (1 - RECALL) * rounds, unlike
 
 
 ORDINARY = {
@@ -105,6 +129,7 @@ ORDINARY = {
 def test_ordinary_text_passes_byte_for_byte(name: str) -> None:
     text = ORDINARY[name]
     assert finished(text) == text
+    assert in_pieces(text[:2000], 3) == text[:2000]
     assert finished(f"{text} {SECRETS['github-token']}") == f"{text} [REDACTED:github-token]"
 
 

@@ -15,8 +15,8 @@ from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.logs import LINE_MAX, LogPump
 from proxy.egress.redaction import rules
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.scan import Scanner
-from proxy.egress.redaction.stream import HoldBack
 
 from .harness import KEY, Proxy
 from .samples import SECRETS

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import rules
+from proxy.egress.redaction.hold import CAP, HoldBack
 from proxy.egress.redaction.json_walk import JsonInvalid, parse, rewrite
 from proxy.egress.redaction.scan import Scanner
-from proxy.egress.redaction.stream import CAP, Channel, HoldBack
+from proxy.egress.redaction.stream import Channel
 from proxy.egress.redaction.text import Masker
 
 from .harness import secret_memory

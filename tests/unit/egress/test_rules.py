@@ -14,7 +14,7 @@ from proxy.egress.redaction import examples, rules
 from proxy.egress.redaction.linear import Linear
 from proxy.egress.redaction.rules import Rule, RulesInvalid
 from proxy.egress.redaction.scan import Scanner
-from proxy.egress.redaction.stream import Channel, HoldBack
+from proxy.egress.redaction.stream import Channel
 from proxy.egress.redaction.text import Masker
 
 BOOK = rules.load()
