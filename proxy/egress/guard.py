@@ -16,7 +16,6 @@ from urllib.parse import quote
 from ahocorasick_rs import AhoCorasick
 
 from .keys import KeyRing
-from .redaction.normalise import scalars
 
 MASK = "[REDACTED:live-key]"
 _FRAGMENT, _HEAD, _SHORTEST = 6, 3, 8
@@ -86,7 +85,7 @@ class KeyGuard:
         if self._fragments is None:
             return False
         try:
-            return bool(self._fragments.find_matches_as_indexes(scalars(text)))
+            return bool(self._fragments.find_matches_as_indexes(text))
         except UnicodeEncodeError:  # a lone surrogate, which no key holds
             known = text.encode("utf-8", "replace").decode("utf-8")
             return bool(self._fragments.find_matches_as_indexes(known))

@@ -110,14 +110,6 @@ def _folded(match: re.Match[str]) -> str:
     return match[0].translate(_FOLD)
 
 
-def scalars(text: str) -> str:
-    """Return `text`, as long as before, with a question mark for each lone surrogate.
-
-    Such come out of JSON's escapes, and not every library takes them.
-    """
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
 def edits(text: str) -> Iterator[Edit]:
     """Yield what must be dropped or expanded in `text`."""
     if text.isascii():
