@@ -10,6 +10,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from proxy import providers
+from proxy.egress.deltas import StreamInvalid, StreamMasker
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import rules
@@ -18,7 +20,7 @@ from proxy.egress.redaction.json_walk import JsonInvalid, parse
 from proxy.egress.redaction.scan import ScanFailed, Scanner
 from proxy.egress.redaction.stream import Channel
 from proxy.egress.redaction.text import Masker
-from proxy.egress.sse import EventReader, StreamInvalid, StreamMasker
+from proxy.egress.sse import EventReader
 from tests.unit.egress.evasions import EVASIONS
 from tests.unit.egress.samples import SECRETS
 
@@ -26,6 +28,8 @@ _BOOK = rules.load()
 _SCANNER = Scanner(_BOOK)
 _HOLD = HoldBack(_BOOK)
 _GUARD = KeyGuard(KeyRing())
+_PROVIDER = providers.load()[providers.DEFAULT]
+_STREAM = next((r.stream, _PROVIDER) for r in _PROVIDER.routes if r.stream)
 # Never part of another value, so that each must be gone wherever it stands between spaces.
 _KINDS = ("openai-key", "github-token", "google-api-key", "aws-access-key-id")
 _secrets = st.sampled_from([SECRETS[kind] for kind in _KINDS])
@@ -90,7 +94,8 @@ def _what_is_no_json_is_refused(text: str) -> None:
 
 def _any_bytes_are_a_stream_or_refused(case: tuple[bytes, list[int]]) -> None:
     data, cuts = case
-    reader, masker = EventReader(), StreamMasker(_masker(), _HOLD)
+    kind, provider = _STREAM
+    reader, masker = EventReader(), StreamMasker(kind, provider, _masker(), _HOLD)
     with contextlib.suppress(StreamInvalid, ScanFailed):
         for chunk in _pieces(data, cuts):
             for event in reader.feed(chunk):
