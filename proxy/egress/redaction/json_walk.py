@@ -336,6 +336,8 @@ def strings(text: str) -> Iterator[String]:
                 yield String(number.start(), number.end(), number[0], "", key, frame)
         for mark in _STRUCTURE.finditer(text, at, gap_end):
             character, place = mark[0], mark.start()
+            if character not in "{[":
+                before = ""  # a value that is no string stood there
             if character == ",":
                 frame.commas.append(place)
             elif character in "{[":
