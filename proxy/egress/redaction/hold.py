@@ -19,10 +19,11 @@ _REMEMBERED = 16_384  # short texts
 _QUIET = re.compile(r"(?:[A-Za-z]{0,15}[ \n.,;!?'()])*([A-Za-z]{0,15})")
 # Of those, what cannot stand between a name and its value.
 _WORDS = re.compile(r"(?! ?(?:is|ist|i)(?: |\Z))[a-z]*(?: (?!(?:is|ist|i)(?: |\Z))[a-z]*)*")
-_CAPITALS = re.compile(r"(?:.*[^A-Za-z])?[A-Z]{1,2}", re.DOTALL)
+_CAPITALS = re.compile(r"(?:.*[^A-Za-z])?[A-Z]{1,6}", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z0-9_]")
 _DELIMITER = re.compile(r"[\s\"'<>`]")
-_DIGIT = re.compile(r"\d")
+# A word that may be a value without a fixed beginning: it has a digit, or begins in capitals.
+_MIXED = re.compile(r"\S*\d|[A-Z]{1,6}\Z")
 # Digits with what may stand between them; two capitals may begin an IBAN.
 _DIGITS = re.compile(
     r"(?:[+(0-9][0-9 ().+/-]*|(?<![A-Za-z0-9])[A-Z](?:[A-Z](?:\d(?:\d[A-Z0-9 ]*)?)?)?)\Z"
@@ -115,7 +116,7 @@ class HoldBack:
             while cut > released and not _DELIMITER.match(text, cut - 1):
                 cut -= 1
         point, rule = self._token(lowered, cut)
-        if point > cut and self._waits(lowered, cut, groups):
+        if point > cut and self._waits(text, cut, groups):
             point, rule = cut, None
         point = min(point, self._cut_off(lowered, released))
         far = max(0, len(text) - CAP - STIRRED)  # a name may have passed already, as context
@@ -133,14 +134,16 @@ class HoldBack:
                 point, rule = match.start(), None
         return point, rule
 
-    def _waits(self, lowered: str, cut: int, groups: frozenset[str]) -> bool:
+    def _waits(self, text: str, cut: int, groups: frozenset[str]) -> bool:
         """True if the word that begins at `cut` may turn out to be a secret by its end alone."""
         if self.words(groups):
             return True
-        if self._hints is None or self._mixed.isdisjoint(groups):
+        if self._mixed.isdisjoint(groups):
             return False
-        near = lowered[max(0, cut - STIRRED) :]
-        return bool(_DIGIT.search(lowered, cut) or self._hints.find_matches_as_indexes(near))
+        if _MIXED.match(text, cut):
+            return True
+        near = _lower(text[max(0, cut - STIRRED) :])
+        return self._hints is not None and bool(self._hints.find_matches_as_indexes(near))
 
     def _token(self, lowered: str, cut: int) -> tuple[int, Rule | None]:
         """Return where after `cut` the first token of a known beginning starts, and if it grows."""
