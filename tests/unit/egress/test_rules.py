@@ -11,6 +11,7 @@ import pytest
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import examples, rules
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.linear import Linear
 from proxy.egress.redaction.rules import Rule, RulesInvalid
 from proxy.egress.redaction.scan import Scanner
