@@ -327,7 +327,7 @@ def strings(text: str) -> Iterator[String]:
     In such a one, a quote outside a string can only begin one.
     """
     frame = Frame(True, -1, None, 0)
-    key, before, at = "", "", 0
+    owner, key, before, at = frame, "", "", 0
     while True:
         quote = text.find('"', at)
         gap_end = quote if quote >= 0 else len(text)
@@ -336,8 +336,6 @@ def strings(text: str) -> Iterator[String]:
                 yield String(number.start(), number.end(), number[0], "", key, frame)
         for mark in _STRUCTURE.finditer(text, at, gap_end):
             character, place = mark[0], mark.start()
-            if character not in "{[":
-                before = ""  # a value that is no string stood there
             if character == ",":
                 frame.commas.append(place)
             elif character in "{[":
@@ -347,6 +345,8 @@ def strings(text: str) -> Iterator[String]:
                     key = ""
             else:
                 frame.end = place
+                if frame is owner:
+                    before = ""  # what the name told of was no string
                 key = frame.key or ""
                 if frame.around is None:
                     raise JsonInvalid("a bracket too many")
@@ -357,7 +357,7 @@ def strings(text: str) -> Iterator[String]:
         if colon := _COLON.match(text, at):
             if len(plain) >= SHORT:
                 yield String(quote, at, plain, "", None, frame)
-            key, before, at = plain, before_value(plain), colon.end()
+            owner, key, before, at = frame, plain, before_value(plain), colon.end()
             if text[at] != '"':
                 continue
             quote = at
