@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator
 from typing import NamedTuple, cast
@@ -19,6 +20,8 @@ WINDOW = 400  # characters looked at on both sides of a hit
 REACH = 16_384  # how far back the beginning of a very long token is looked for
 NEAR = 60  # how far before a match its keyword may stand
 SHORTEST = 8
+# The name of a kind in a placeholder is no keyword.
+_MASKED = re.compile(r"\[redacted:[a-z0-9-]*\]|\A[a-z0-9:-]{0,40}\]")
 _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
 
 
@@ -178,6 +181,7 @@ def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:
         start = match.end()
         if rule.keywords:
             near = text[max(0, match.start() - NEAR) : match.end()].lower()
+            near = _MASKED.sub(" ", near) if "]" in near else near
             if not any(word in near for word in rule.keywords):
                 continue
         value = match[group]
