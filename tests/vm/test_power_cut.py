@@ -134,7 +134,7 @@ class Cuts:
         assert self._generation() > seen.commits
         status = json.loads(run("anchorhold status --json", timeout=120).stdout)
         assert status["degraded"] == [] and status["state"] == "running", status["degraded"]
-        found = run(f"find {STATE} -name workflows.sqlite", timeout=120).stdout.split()
+        found = run(f"find {self.mounted()} -name workflows.sqlite", timeout=120).stdout.split()
         assert found
         for path in found:
             checked = run(["/usr/bin/python3", "-c", JOURNAL.format(path)], timeout=120)
@@ -144,9 +144,15 @@ class Cuts:
             assert time.monotonic() < deadline, run("journalctl -u load | tail -20").stdout
             time.sleep(0.5)
 
+    def mounted(self) -> str:
+        """The state directory as the supervisor sees it, with the images mounted in it."""
+        pid = self.machine.run("systemctl show -P MainPID anchorhold").stdout.strip()
+        return f"/proc/{pid}/root{STATE}"
+
     def _generation(self) -> int:
-        found = self.machine.run(f"find {STATE} -name vault.json", timeout=120).stdout.split()
-        header = json.loads(self.machine.get(found[0]))["header"]
+        find = f"find {self.mounted()} -name vault.json"
+        (found,) = self.machine.run(find, timeout=120).stdout.split()
+        header = json.loads(self.machine.get(found))["header"]
         return int(header["gen"])
 
 
@@ -167,7 +173,7 @@ def test_what_was_acknowledged_outlives_power_cuts(
     cuts.works()
     machine = cuts.machine
     machine.run("systemctl stop load && anchorhold keys add last", stdin="0123456789", timeout=240)
-    assert machine.run(f"find {STATE} -name '*.new' -o -name '*.tmp'").stdout == ""
+    assert machine.run(f"find {cuts.mounted()} -name '*.new' -o -name '*.tmp'").stdout == ""
     assert "EXT4-fs error" not in machine.run("journalctl --no-pager -k").stdout
     seen = cuts.acknowledged()
     assert seen.answered and seen.stored, "there was no load"
