@@ -46,7 +46,10 @@ _BETWEEN = (
     r"""(?:(?::{1,4}=?|={1,3}>?|\?=|\.=|\|\|=?|:?\s(?:is|ist)\s|(?<=\s)(?=["'`]))[ \t]{0,4}"""
     r"""|>(?!\s)|>\s{0,2}\n\s{0,24}|[,(]\s{0,16}(?=[rbuf]?\\?["'`]))[rbuf]?\\?["'`]{0,3}"""
 )
-_TRIGGER = r"""[\w. \t\\"'`\])-]*(?:[:=>,|?("'`]|\si(?:s|st)\s|\n\s*["']?\w{0,8}value)"""
+_TRIGGER = (
+    r"""[\w.-]*(?:[ \t][\w.-]+){0,2}[\\"'`\])]*"""
+    r"""(?:\s*[:=>,|?("'`]|\si(?:s|st)\s|,?\s+["']?\w{0,8}value)"""
+)
 # Names such as "key" and "token" stand in every text: for them the beginning of a value counts too.
 _NARROW = (
     r"""[\w.-]*(?:[ \t][\w.-]+){0,2}[\\"'`\])]*"""

@@ -23,7 +23,10 @@ SHORTEST = 8
 # The name of a kind in a placeholder is no keyword.
 _MASKED = re.compile(r"\[redacted:[a-z0-9-]*\]|\A[a-z0-9:-]{0,40}\]")
 _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
-
+# Rules of bare digits match at so many places that they cost more than all others together. They
+# have a database of their own, which only sees what is near three digits with little in between.
+_DIGITS = r"[0-9][ ./()-]?[0-9][ ./()-]?[0-9]"
+_BEFORE, _BEHIND = 160, 64  # bytes round such a place: a number, and its keyword before it
 
 Hit = tuple[int, int]
 
@@ -36,8 +39,35 @@ class Finding(NamedTuple):
     rule: Rule | None
 
 
+class _Database:
+    """Expressions as (id, expression, flags). For one thread: a scratch space serves one scan."""
+
+    def __init__(self, expressions: list[tuple[int, str, int]]) -> None:
+        self._database = hyperscan.Database()
+        ids, patterns, flags = zip(*expressions, strict=True)
+        try:
+            self._database.compile(
+                expressions=[pattern.encode("ascii") for pattern in patterns],
+                ids=list(ids),
+                elements=len(ids),
+                flags=list(flags),
+            )
+        except (hyperscan.error, UnicodeEncodeError) as error:
+            raise RulesInvalid(f"The rules do not compile: {error}.") from None
+        self._database.scratch = hyperscan.Scratch(self._database)
+
+    def scan(self, data: bytes) -> list[Hit]:
+        """Return (id, end in bytes) of every match. Raises ScanFailed."""
+        hits: list[Hit] = []
+        try:
+            self._database.scan(data, match_event_handler=_collect, context=hits)
+        except hyperscan.error as error:
+            raise ScanFailed(f"hyperscan: {type(error).__name__}.") from None
+        return hits
+
+
 class Scanner:
-    """All rules in one hyperscan database. For one thread: a scratch space serves one scan.
+    """All rules in two hyperscan databases.
 
     Only end offsets are asked for (start offsets would refuse many patterns); the span comes from
     the rule's `re` in a window round the end.
@@ -45,21 +75,18 @@ class Scanner:
 
     def __init__(self, book: RuleBook) -> None:
         self.book = book
-        self._database = hyperscan.Database()
-        rules = book.rules
-        patterns = [rule.pattern for rule in rules] + [gate for gate, _ in encodings.GATES]
-        flags = [hyperscan.HS_FLAG_CASELESS if rule.caseless else 0 for rule in rules]
-        flags += [hyperscan.HS_FLAG_SINGLEMATCH if once else 0 for _, once in encodings.GATES]
-        try:
-            self._database.compile(
-                expressions=[pattern.encode("ascii") for pattern in patterns],
-                ids=list(range(len(patterns))),
-                elements=len(patterns),
-                flags=flags,
-            )
-        except (hyperscan.error, UnicodeEncodeError) as error:
-            raise RulesInvalid(f"The rules do not compile: {error}.") from None
-        self._database.scratch = hyperscan.Scratch(self._database)
+        main: list[tuple[int, str, int]] = []
+        numbers: list[tuple[int, str, int]] = []
+        for number, rule in enumerate(book.rules):
+            flags = hyperscan.HS_FLAG_CASELESS if rule.caseless else 0
+            (numbers if rule.hold == "digits" else main).append((number, rule.pattern, flags))
+        for number, (gate, once) in enumerate(encodings.GATES, len(book.rules)):
+            main.append((number, gate, hyperscan.HS_FLAG_SINGLEMATCH if once else 0))
+        self._digits = len(book.rules) + len(encodings.GATES)
+        self._numbers = _Database(numbers) if numbers else None
+        if numbers:
+            main.append((self._digits, _DIGITS, 0))
+        self._main = _Database(main)
         self.presets = {name: treat(book, name) for name in book.classes}
 
     def find(self, text: str, treatment: Treatment) -> list[Finding]:
@@ -127,14 +154,12 @@ class Scanner:
     def _scan(self, text: str) -> tuple[list[Hit], Gates]:
         """Return (number of the rule, end of the match) of every match, and the open gates."""
         data = text.encode("utf-8", "surrogatepass")
-        raw: list[Hit] = []
-        try:
-            self._database.scan(data, match_event_handler=_collect, context=raw)
-        except hyperscan.error as error:
-            raise ScanFailed(f"hyperscan: {type(error).__name__}.") from None
+        raw = self._main.scan(data)
         gates: Gates = {}
         if not raw:
             return raw, gates
+        if places := [end for number, end in raw if number == self._digits]:
+            raw = [hit for hit in raw if hit[0] != self._digits] + self._near_digits(data, places)
         if len(data) != len(text):
             raw = _in_characters(data, raw)
         rules = len(self.book.rules)
@@ -145,6 +170,22 @@ class Scanner:
             else:
                 gates.setdefault(hit[0] - rules, []).append(hit[1])
         return hits, gates
+
+    def _near_digits(self, data: bytes, places: list[int]) -> list[Hit]:
+        """Return the matches of the rules of bare digits round the ends in `places`."""
+        windows: list[list[int]] = []
+        for at in places:
+            if windows and at - _BEFORE <= windows[-1][1]:
+                windows[-1][1] = at + _BEHIND
+            else:
+                windows.append([max(0, at - _BEFORE), at + _BEHIND])
+        if self._numbers is None:
+            return []
+        return [
+            (number, start + end)
+            for start, stop in windows
+            for number, end in self._numbers.scan(data[start:stop])
+        ]
 
 
 def _near(rule: Rule, text: str, end: int) -> bool:
