@@ -61,7 +61,7 @@ class _Text:
 
 
 class _Same(NamedTuple):
-    """An event of which nothing was changed, and its one piece cut out of its JSON."""
+    """An event in which nothing but its one piece was changed, and that cut out of its JSON."""
 
     before: str
     after: str
@@ -138,9 +138,8 @@ class StreamMasker:
         if self._ends:
             sent += self._rests(self._is_over)
             self._ended |= self._ends
-        unchanged = out == event
-        sent.append(self._said_as(out, data if unchanged else None))
-        self._same = self._cut(data, sent) if unchanged and self._tries else None
+        sent.append(self._said_as(out, data if out == event else None))
+        self._same = self._cut(event, data, sent) if self._tries else None
         return event, sent
 
     def end(self) -> list[Event]:
@@ -160,7 +159,7 @@ class StreamMasker:
         if not isinstance(type_, str):
             raise StreamInvalid("an event has no type")
         piece, done = kind.stem(kind.pieces, type_), kind.stem(kind.done, type_)
-        by = tuple(_scalar(event.get(name)) for name in kind.by)
+        by = tuple(v if isinstance(v := event.get(name), str | int) else None for name in kind.by)
         self._group = group = (piece if piece is not None else done, *by)
         if done is not None:
             return False, lambda text: text.key[: len(group)] == group
@@ -243,11 +242,19 @@ class StreamMasker:
             text.passed.append(out)
         return out
 
-    def _cut(self, data: str, sent: list[Event]) -> _Same | None:
-        """Cut the one piece out of an event that went out as it came, if it stands there once."""
-        if len(self._fed) != 1 or len(sent) != 1 or sent[0].data is not data or self._ends:
+    def _cut(self, event: dict[str, Any], data: str, sent: list[Event]) -> _Same | None:
+        """Cut the one piece out of an event in which nothing else was changed."""
+        if len(self._fed) != 1 or len(sent) != 1 or self._ends:
             return None
-        (text, piece) = self._fed[0]
+        text, piece = self._fed[0]
+        around: Any = self._out
+        for step in text.steps[:-1]:
+            around = around[step]
+        said, around[text.steps[-1]] = around[text.steps[-1]], piece
+        alike = self._out == event
+        around[text.steps[-1]] = said
+        if not alike:
+            return None
         places = [found for found in _STRING.finditer(data) if found[1] == piece and not found[2]]
         if len(places) != 1 or self._kind.sequence:
             return None
@@ -379,10 +386,6 @@ def _place(item: Any, position: int) -> int | str:
     index = item.get("index")
     # A thought and an answer of Gemini both stand first in their events.
     return index if isinstance(index, int) else f"{position}t" if item.get("thought") else position
-
-
-def _scalar(value: Any) -> Any:
-    return value if isinstance(value, str | int) else None
 
 
 def _replaced(value: Any, texts: dict[str, str]) -> Any:

@@ -263,3 +263,23 @@ def test_text_after_the_end_of_its_element_ends_the_stream(
     answer = proxy.ask("x", stream=True)
     assert answer.events()[-1]["error"]["code"] == "upstream_invalid"
     assert SECRET[10:] not in answer.body.decode()
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_event_like_the_last_is_treated_as_any_other(
+    proxy: Proxy, upstream: Upstream, size: int
+) -> None:
+    """Events that differ in their piece alone are not parsed again; others are, to the same end."""
+    text = f'so "{SECRET}" \\ and ä€ {SECRET}, "content" ' * 2
+
+    def chunks(alike: bool) -> list[bytes]:
+        events = []
+        for n, piece in enumerate(split(text, size)):
+            choice = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
+            events.append({"created": 1 if alike else n, "choices": [choice]})
+        return [f"data: {json.dumps(event)}\n\n".encode() for event in events]
+
+    upstream.answer = stream(chunks(alike=True))
+    once = proxy.ask("x", stream=True).text()
+    upstream.answer = stream(chunks(alike=False))
+    assert once == proxy.ask("x", stream=True).text() == text.replace(SECRET, MASK)
