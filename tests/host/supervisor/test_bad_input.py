@@ -146,7 +146,7 @@ def test_what_the_host_lacks_is_refused_unless_it_is_waived_by_name(
     assert "cgroup:memory" in layers["limit memory.max"]["evidence"]
 
 
-_MOUNTED = 'mount -t tmpfs -o size=48m,mode=0711 none "$0" && exec "$@"'
+_MOUNTED = 'mount -t tmpfs -o size=80m,mode=0711 none "$0" && exec "$@"'
 
 
 def test_a_full_disk_refuses_messages_until_there_is_room(house: House, key: str) -> None:
