@@ -295,7 +295,7 @@ class Exchange:
     def _upstream_headers(
         self, target: Target, kind: str, sent: dict[str, str]
     ) -> list[tuple[str, str]]:
-        """Ours and the declared ones; the key is read here, as late as possible, and not kept."""
+        """Ours and the declared ones; the key is added when a connection is there."""
         accept = ", ".join(sorted(target.route.responses))
         if len(target.route.responses) > 1 and _JSON in target.route.responses:
             streams = sorted(target.route.responses - {_JSON})
@@ -309,14 +309,6 @@ class Exchange:
         ]
         if kind:
             headers.append(("Content-Type", kind))
-        upstream = target.upstream
-        if upstream.credential is not None:
-            if upstream.credential not in self.services.ring:
-                raise Refusal("credential_absent", f"The vault has no key {upstream.credential}.")
-            key = str(self.services.ring.value(upstream.credential), "latin-1")
-            if not key.isascii() or not key.isprintable():
-                raise Refusal("credential_absent", f"{upstream.credential} cannot be a header.")
-            headers.append((upstream.header, upstream.prefix + key))
         return headers
 
     async def _body(self, receive: Receive) -> bytes:

@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
             and not self._transport.is_closing()
         )
 
-    async def ask(self, request: bytes, timeout: float) -> Response:
+    async def ask(self, request: bytes | bytearray, timeout: float) -> Response:
         """Send `request`, whole; return the response once its head has come.
 
         Raises Broken and TimeoutError.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -42,12 +43,12 @@ class KeyRing:
     def load(self, fd: int) -> None:
         """Map `fd` and read the table of contents; the caller closes `fd`.
 
-        On KeysUnusable the keys held before stay in use.
+        The keys held before are overwritten and unmapped. On KeysUnusable they stay in use.
         """
         try:
             size = os.fstat(fd).st_size
-            # memfd_secret(2) knows shared mappings only.
-            secret = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+            # memfd_secret(2) knows shared mappings only; writable for the day it is wiped.
+            secret = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
         except (OSError, ValueError):
             raise KeysUnusable("The memory of the keys cannot be mapped.") from None
         try:
@@ -58,7 +59,11 @@ class KeyRing:
         except KeysUnusable:
             secret.close()
             raise
-        self._map, self._spans = secret, spans
+        before, self._map, self._spans = self._map, secret, spans
+        if before is not None:
+            before[:] = bytes(len(before))
+            with contextlib.suppress(BufferError):  # a view still lives: unmapped with it
+                before.close()
 
     @property
     def locked(self) -> bool:
@@ -73,6 +78,10 @@ class KeyRing:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)
+
+    def sendable(self, name: str) -> bool:
+        """Whether the key may stand in a header: printable ASCII. KeyError as `value`."""
+        return all(0x20 <= byte <= 0x7E for byte in self.value(name))
 
     def value(self, name: str) -> memoryview:
         """Return a view of the key called `name`; KeyError names it when it is not there."""

@@ -63,7 +63,7 @@ class EgressServer:
             guard=KeyGuard(self._ring),
             scanner=scanner,
             hold=HoldBack(scanner.book),
-            upstreams=Upstreams(config, self._broker),
+            upstreams=Upstreams(config, self._broker, self._ring),
             audit=self._audit,
             placeholders=tuple(workload.placeholder for workload in config.workloads.values()),
             treatments={

@@ -10,6 +10,7 @@ from proxy.dial import Broker, DialError, Status
 from .config import Config, Upstream
 from .errors import Refusal
 from .http_client import Broken, Connection, Response
+from .keys import KeyRing
 from .tls import client_context
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ class _Pool:
 
 
 class Upstreams:
-    """All declared upstreams."""
+    """All declared upstreams, with the keys of `ring`."""
 
-    def __init__(self, config: Config, broker: Broker) -> None:
+    def __init__(self, config: Config, broker: Broker, ring: KeyRing) -> None:
+        self._ring = ring
         tls = client_context(config.ca_file) if _any_tls(config) else None
         self._pools = {
             name: _Pool(broker, upstream, tls if upstream.scheme == "https" else None)
@@ -93,17 +95,18 @@ class Upstreams:
         body: bytes,
         timeout: float,
     ) -> Response:
-        """Send one request; return the response with its body unread.
+        """Send one request with the upstream's key; return the response with its body unread.
 
         Tried twice when no connection came about, for then no byte was sent. The caller closes
         the response. Raises Refusal without a cause, as that might hold the headers.
         """
         pool = self._pools[upstream.name]
-        request = _request(method, path, pool.host, headers, body)
+        head = _head(method, path, pool.host, headers, body)
+        self._key(upstream)  # absent: refused before a connection is made
         for last in (False, True):
             try:
                 connection = await pool.connection()
-                return await connection.ask(request, timeout)
+                return await self._ask(connection, upstream, head, body, timeout)
             except DialError as error:
                 if last or error.status not in _AGAIN:
                     raise Refusal(
@@ -114,6 +117,31 @@ class Upstreams:
                 raise broken(upstream, error) from None
             await asyncio.sleep(_PAUSE)
         raise AssertionError
+
+    async def _ask(
+        self, connection: Connection, upstream: Upstream, head: bytes, body: bytes, timeout: float
+    ) -> Response:
+        """Send the request. It holds the one copy of the key, which is overwritten afterwards."""
+        key = self._key(upstream)
+        before = f"{upstream.header}: {upstream.prefix}".encode("latin-1") if key else b""
+        parts = head, before, key or b"", b"\r\n" if key else b"", b"\r\n", body
+        request = bytearray().join(parts)  # allocated once, at its full size
+        start, length = len(head) + len(before), len(key or b"")
+        del key, parts  # no view of the old keys outlives a new table
+        try:
+            return await connection.ask(request, timeout)
+        finally:
+            request[start : start + length] = bytes(length)
+
+    def _key(self, upstream: Upstream) -> memoryview | None:
+        name = upstream.credential
+        if name is None:
+            return None
+        if name not in self._ring:
+            raise Refusal("credential_absent", f"The vault has no key {name}.")
+        if not self._ring.sendable(name):
+            raise Refusal("credential_absent", f"{name} cannot be a header.")
+        return self._ring.value(name)
 
     def close(self) -> None:
         """Close every pool."""
@@ -128,9 +156,8 @@ def broken(upstream: Upstream, error: BaseException) -> Refusal:
     return Refusal("upstream_disconnected", f"{upstream.name} broke off ({type(error).__name__}).")
 
 
-def _request(
-    method: str, path: str, host: str, headers: list[tuple[str, str]], body: bytes
-) -> bytes:
+def _head(method: str, path: str, host: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
+    """The head but for the key and the empty line that ends it."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in headers]
     if body or method == "POST":
@@ -138,7 +165,7 @@ def _request(
     head = "\r\n".join(lines)
     if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
         raise ValueError("a header would end its line")
-    return f"{head}\r\n\r\n".encode("latin-1") + body
+    return f"{head}\r\n".encode("latin-1")
 
 
 def _any_tls(config: Config) -> bool:

@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.memory import search
+
 from .harness import (
     KEY,
     PLACEHOLDER,
@@ -234,6 +236,9 @@ def test_tls_upstream_gets_the_declared_name_and_is_verified(
         proxy.listen()
         proxy.unlock()
         assert proxy.ask("ok").status == expected
+        copies = search(proxy.process.pid, [KEY, "llm-v1"]).hits
+        assert any(hit.startswith("secret 1") for hit in copies), "the search finds nothing"
+        assert [hit for hit in copies if hit.startswith("secret 0")] == [], "TLS kept the key"
     listener.close()
     assert names[:2] == ["llm.example", "Host: llm.example"]
     assert names[2:] == ["other.example"]
