@@ -13,6 +13,7 @@ import re
 import string
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 
 from .edits import Edit
 
@@ -260,10 +261,10 @@ def _readable(text: str) -> int:
     return len(text) - 8 * len(_CONTROL.findall(text))
 
 
-def hex_run(text: str, hit: int, final: bool = True) -> Edit | None:
-    """Return the run of hexadecimal pairs of which `hit` (or up to two before it) is the end.
+def hex_runs(text: str, hit: int, final: bool = True) -> list[Edit]:
+    """Return the runs of hexadecimal pairs of which `hit` (or up to two before it) is the end.
 
-    `final` as above.
+    One unbroken run may have others beside it, which a space sets apart. `final` as above.
     """
     low = max(0, hit - _REACH)
     backwards = text[low:hit][::-1]
@@ -271,18 +272,36 @@ def hex_run(text: str, hit: int, final: bool = True) -> Edit | None:
         match = _HEX_BACK.match(backwards, skip)
         if match is None:
             continue
-        start = hit - match.end()
         end = _HEX_ON.match(text, hit - skip).end()  # type: ignore[union-attr]
-        pairs = list(_HEX_PAIR.finditer(text, start, end))
-        if len(pairs) < _PAIRS:
-            continue
-        plain = bytes.fromhex("".join(pair[1] for pair in pairs)).decode("latin-1")
-        where = [n for pair in pairs for n in (pair.start(), pair.end() - 1)]
-        end = where[-1] + 1
-        if not final and _HEX_REST.match(text, end):
-            return Edit(where[0], len(text), plain, where, 2, 1, end)
-        return Edit(where[0], end, plain, where, 2, 1)
-    return None
+        pairs = list(_HEX_PAIR.finditer(text, hit - match.end(), end))
+        if len(pairs) >= _PAIRS:
+            return [_hex(text, run, final) for run in _unbroken(text, pairs)]
+    return []
+
+
+def _unbroken(text: str, pairs: list[re.Match[str]]) -> list[list[re.Match[str]]]:
+    """Return `pairs` in runs: an unbroken one that is long enough alone, all others together."""
+    words = [pairs[:1]]
+    for before, pair in pairwise(pairs):
+        if text[before.end() : pair.start()].strip("\r\n"):
+            words.append([])
+        words[-1].append(pair)
+    runs: list[list[re.Match[str]]] = [[]]
+    for word in words:
+        if len(word) >= _PAIRS:
+            runs += [word, []]
+        else:
+            runs[-1] += word
+    return [run for run in runs if len(run) >= _PAIRS]
+
+
+def _hex(text: str, pairs: list[re.Match[str]], final: bool) -> Edit:
+    plain = bytes.fromhex("".join(pair[1] for pair in pairs)).decode("latin-1")
+    where = [n for pair in pairs for n in (pair.start(), pair.end() - 1)]
+    end = where[-1] + 1
+    if not final and _HEX_REST.match(text, end):
+        return Edit(where[0], len(text), plain, where, 2, 1, end)
+    return Edit(where[0], end, plain, where, 2, 1)
 
 
 def packed_runs(text: str, final: bool = True) -> Iterator[Edit]:

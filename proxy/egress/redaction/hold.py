@@ -50,6 +50,9 @@ class HoldBack:
         named = [rule for rule in book.rules if rule.hold == "assignment"]
         self._grows = {word: rule for rule in tokens if rule.grows for word in rule.keywords}
         free = {word for rule in tokens if not rule.bounded for word in rule.keywords}
+        context = {
+            w for rule in tokens if "secret" in rule.confirm.groupindex for w in rule.keywords
+        }
         # A rule that masks its own name too: that name is part of what must be held.
         free |= {w for r in named if "secret" not in r.confirm.groupindex for w in r.keywords}
         bounded = {word for rule in tokens if rule.bounded for word in rule.keywords} - free
@@ -60,13 +63,14 @@ class HoldBack:
         mixed = {word for word in hints if len(word) >= _TELLING}  # shorter ones are everywhere
         self._names = AhoCorasick(sorted({word for rule in named for word in rule.keywords}))
         stirring = {word for rule in named for word in rule.keywords} | mixed
-        stirring |= {word for word in free if len(word) >= _TELLING}
+        stirring |= {w for w in free & context if len(w) >= _TELLING}
         self._stirring = AhoCorasick(sorted(stirring))
         self._hints = AhoCorasick(sorted(mixed)) if mixed else None
         self._whole = {rule.group for rule in book.rules if rule.hold == "word"}
         self._mixed = {rule.group for rule in book.rules if rule.hold == "mixed"}
-        self._bounded_parts = {word[:n] for word in bounded for n in range(1, len(word) + 1)}
-        self._free_parts = {word[:n] for word in free for n in range(1, len(word) + 1)}
+        # Inside a word a beginning counts from its third letter on: else nearly every word waits.
+        self._bounded_parts = {w[:n] for w in bounded | free for n in range(1, len(w) + 1)}
+        self._free_parts = {w[:n] for w in free for n in range(3, len(w) + 1)}
         self._longest = max(map(len, self._words))
         self.quiet = functools.lru_cache(_REMEMBERED)(self._quiet)
 
@@ -147,14 +151,15 @@ class HoldBack:
 
     def _token(self, lowered: str, cut: int) -> tuple[int, Rule | None]:
         """Return where after `cut` the first token of a known beginning starts, and if it grows."""
+        first, rule = len(lowered), None
         for number, start, _ in self._tokens.find_matches_as_indexes(
             lowered[cut:], overlapping=True
         ):
             word = self._words[number]
             at = cut + start
-            if word in self._free or at == 0 or not _WORD.match(lowered, at - 1):
-                return at, self._grows.get(word)
-        return len(lowered), None
+            if at < first and (word in self._free or at == 0 or not _WORD.match(lowered, at - 1)):
+                first, rule = at, self._grows.get(word)
+        return first, rule
 
     def _cut_off(self, lowered: str, released: int) -> int:
         """Return where at the end the beginning of a keyword stands; len(lowered) for nowhere."""

@@ -24,6 +24,8 @@ _LEFT = {
     "token": r"(?<![A-Za-z0-9_./-])",  # nosec B105  # an expression, no password
     "letter": r"(?<![A-Za-z])",
     "digit": r"(?<![\d.A-Za-z])",
+    # Anywhere in a word, but deep in what may be base64 only where a word begins.
+    "run": r"(?:(?<![A-Za-z0-9_])|(?<![A-Za-z0-9+/_-]{48}))",
     "none": "",
 }
 _RIGHT = {
@@ -32,6 +34,7 @@ _RIGHT = {
     "digit": r"(?![\dA-Za-z])",
     "none": "",
 }
+_BORDER = re.compile(r"\(\?<?[!=](?:\[[^\]]*\]\*?)+\)")  # which hyperscan does not know
 # The name ends, or goes on as names do: "fooKey", "foobot", but neither "foot" nor "FOOTER".
 _STOP = (
     r"(?:(?=tokens?|keys?|secret|api|auth|access|client|app|id\b|bot|pass|cred|pub)"
@@ -59,6 +62,7 @@ _NARROW = (
 )
 _REPEAT = re.compile(r"(?<!\\)\{(\d+)(,?)(\d*)\}(\)*(?:=\{0,\d\}|=\?)?\)*$)?")
 _ENOUGH = 8
+_BLOCK = 32  # characters of a key block's body; the shortest keys have 60
 
 
 class RulesInvalid(ProxyError):  # reads as a sentence where it is raised
@@ -221,11 +225,13 @@ def _expressions(item: dict[str, Any], named: bool) -> tuple[str, str]:
             trigger,
         )
     pattern = item["pattern"]
-    trigger = _loose(item.get("trigger", re.sub(r"\(\?P<\w+>", "(", pattern)))
+    trigger = _loose(item.get("trigger", _BORDER.sub("", re.sub(r"\(\?P<\w+>", "(", pattern))))
     if item.get("hold") == "block":
         body, end = item["body"], item["end"]
-        # The body runs to the end mark, or to the first character that it cannot hold.
-        return f"{pattern}(?:{body})*?(?:{end}|(?!{body}))", trigger
+        # The body runs to the end mark, or to the first character that it cannot hold. A short one
+        # counts only where the text ends, since more of it may come.
+        inside = f"(?:(?!{end})(?:{body}))"
+        return f"{pattern}(?:{inside}{{{_BLOCK},}}(?:{end})?|{inside}*\\Z)", trigger
     return f"{left}(?:{pattern}){right}", trigger
 
 

@@ -135,12 +135,16 @@ def _edited(view: View, text: str, edits: list[Edit], work: Work) -> View | None
 
 
 def _runs(text: str, gates: Gates, final: bool) -> Iterable[Edit]:
-    for gate, run in ((encodings.BASE64, encodings.base64_run), (encodings.HEX, encodings.hex_run)):
-        done = 0
-        for hit in gates.get(gate, ()):
-            if hit > done and (edit := run(text, hit, final)):
-                yield edit
-                done = edit.end
+    done = 0
+    for hit in gates.get(encodings.BASE64, ()):
+        if hit > done and (edit := encodings.base64_run(text, hit, final)):
+            yield edit
+            done = edit.end
+    done = 0
+    for hit in gates.get(encodings.HEX, ()):
+        for edit in encodings.hex_runs(text, hit, final) if hit > done else ():
+            yield edit
+            done = edit.end
     if encodings.PACKED in gates:
         yield from encodings.packed_runs(text, final)
     if encodings.WIDE in gates:

@@ -102,6 +102,54 @@ def test_a_disguised_secret_in_a_stream_is_masked_as_in_a_finished_text(evasion:
     assert len(unlike) <= (1 - RECALL) * rounds, unlike
 
 
+# Values whose beginning nothing else has. The others need a border: "task-" is no "sk-".
+GLUED = [
+    "openai-key", "anthropic-key", "aws-access-key-id", "github-token", "github-fine-grained-token",
+    "gitlab-token", "slack-token", "stripe-key", "google-api-key", "npm-token", "databricks-token",
+    "digitalocean-token", "sendgrid-key",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("glue", ["x", "Q", "7", "_", "key_", "a1b2"])
+@pytest.mark.parametrize("form", ["plain", "E14 base64", "E17 hex"])
+def test_what_is_glued_to_its_front_does_not_hide_a_value(form: str, glue: str) -> None:
+    disguise = EVASIONS.get(form, str)
+    for kind in GLUED:
+        secret = SECRETS[kind]
+        whole = f"see {disguise(glue + secret)} now"
+        masked = finished(whole)
+        assert "[REDACTED:" in masked and disguise(glue + secret) not in masked, kind
+        assert secret[6:] not in masked, kind
+        for size in (1, 7, len(whole) // 2):
+            streamed = in_pieces(whole, size)
+            assert "[REDACTED:" in streamed and disguise(glue + secret) not in streamed, kind
+            assert secret[6:] not in streamed, kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a task-{draw(40)} b",
+        f"the disk_test_{draw(24)} b",
+        "TODAYINASIAANYSACKOFRICEFELLOVER",
+        "the desk-service-questions-of-today and helpdesk-admin-frontend-main",
+        f"cache_key_{draw(64, '0123456789abcdef')}",
+    ],
+)
+def test_an_ordinary_word_that_ends_like_a_beginning_passes(text: str) -> None:
+    assert finished(text) == text
+
+
+def test_a_number_beside_a_run_of_hexadecimal_digits_is_no_part_of_it() -> None:
+    """What it says would grow by a letter, and a key that must end there would not be one."""
+    secret = SECRETS["google-api-key"]
+    for text in (f"{secret.encode().hex()} 30", f"30 {secret.encode().hex()}"):
+        assert "[REDACTED:google-api-key]" in finished(text)
+        assert secret.encode().hex() not in finished(text)
+    spaced = secret.encode().hex(" ")
+    assert spaced[:40] not in finished(f"{spaced} and"), "pairs that are all set apart are one run"
+
+
 ORDINARY = {
     "git SHA": "commit 3f786850e387550fdab836ed7e6dc881de23001b\nMerge: 89e6c98 2b66fd2",
     "UUID": f"id {uuid.UUID(int=0x123E4567E89B12D3A456426614174000)} and request 7f000001",

@@ -95,7 +95,7 @@ def test_harmless_text_passes_byte_for_byte(text: str, places: list[int]) -> Non
 
 
 def test_random_bytes_in_base64_pass() -> None:
-    for seed in range(50):
+    for seed in range(300):
         data = random.Random(seed).randbytes(600)  # noise, no secret
         text = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         assert finished(text) == text
