@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
+from .words import likeness, random_looking
+
 _OURS = ("[REDACTED:", "anchorhold-placeholder-")
 _SAMPLES = (
     "example", "changeme", "change-me", "change_me", "placeholder", "your-", "your_", "yourkey",
@@ -31,15 +33,19 @@ _PUBLISHED = frozenset({
 })  # fmt: skip
 _INTEGRITY = re.compile(r"(?:sha(?:1|224|256|384|512)|md5)[-:=]", re.IGNORECASE)
 _DATED = re.compile(r"\d{8}T\d{4,6}Z?\Z")
+_WORDS = 8  # a likeness that no random value has
 _RUN = re.compile(r"[A-Za-z0-9]+")
-_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-# What can be said aloud: a vowel, and nowhere four consonants together.
-_WORD = re.compile(r"(?=.*[aeiouy])(?!.*[^aeiouy]{4})[a-z]{5,}\Z", re.IGNORECASE)
 # A name, a member of one, a call: what stands behind "password =" in a program.
 _CODE = re.compile(
     r"""[$@&*!]?[A-Za-z_][\w$]*(?:(?:\.|->|::|\?\.)[A-Za-z_][\w$]*)*(?:[(\[{].*|\?|!)?[;)}\]]*\Z"""
 )
 _VARIABLE = re.compile(r"[$%#@][({A-Za-z_]|\(|\{|required\b|optional\b|min:|max:")
+# A version, the name of a way to sign in or to hash, a path.
+_NO_PASSWORD = re.compile(
+    r"[v^~]?\d+(?:\.\d+)+\Z|(?:scram-)?(?:sha|md)-?\d{1,3}(?:-\d{3})?\Z|[):]{0,2}(?:/[a-z_.-]+)+/?\Z",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(r"[-_'|+/&]")
 _TEMPLATE = re.compile(r"\{[\w:. -]{0,40}\}|\$[({]")
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _COMMON = frozenset(
@@ -111,30 +117,19 @@ def mixed(value: str) -> int:
 
 
 def irregular(value: str) -> int:
-    """Letters that change their case, or to digits, more often than names in programs do."""
-    return len(value) if not sample(value) and _changes(value) * 3 >= 1 else 0
+    """Letters, or letters and digits, that look drawn at random."""
+    return len(value) if not sample(value) and random_looking(_RUN.findall(value)) else 0
 
 
 def token(value: str) -> int:
-    """A value that looks random: letters and digits mixed in a way that no word or version is."""
+    """A value that looks random, and is long enough to tell: no name, path, version or date."""
     if sample(value) or _INTEGRITY.match(value):
         return 0
-    size = longest = words = 0
-    for run in _RUN.findall(value):
-        if run.isdigit() or _DATED.match(run) or (run.isalpha() and _changes(run) < 0.4):
-            continue
-        size += len(run)
-        longest = max(longest, len(run))
-        if _changes(run) < 0.5:
-            words += sum(len(piece) for piece in _PIECE.findall(run) if _WORD.match(piece))
-    return len(value) if (longest >= 8 or size >= 12) and words * 2 <= size else 0
-
-
-def _changes(value: str) -> float:
-    """Return the share of neighbours that are of two kinds: lower case, upper case, digit."""
-    kinds = ["l" if c.islower() else "u" if c.isupper() else "d" for c in value if c.isalnum()]
-    changes = sum(a != b for a, b in pairwise(kinds))
-    return changes / max(1, len(kinds) - 1)
+    runs = [run for run in _RUN.findall(value) if not (run.isdigit() or _DATED.match(run))]
+    sizes = [len(run) for run in runs]
+    if max(sizes, default=0) < 8 and sum(sizes) < 12:
+        return 0
+    return len(value) if random_looking(runs) else 0
 
 
 def header(value: str) -> int:
@@ -143,7 +138,11 @@ def header(value: str) -> int:
         return 0
     if value.isalpha() or not value.strip("0123456789.-"):
         return 0
-    return len(value) if token(value) or len(value) < 32 or entropy(value) > 3.8 else 0
+    if token(value):
+        return len(value)
+    if sum(map(likeness, _RUN.findall(value))) > _WORDS:
+        return 0
+    return len(value) if len(value) < 32 or entropy(value) > 3.8 else 0
 
 
 def password(value: str) -> int:
@@ -156,7 +155,9 @@ def password(value: str) -> int:
     plain = any(c.isdigit() for c in value) and "(" not in value and "." not in value
     if _CODE.match(value) and not plain:
         return 0
-    words = value.strip(".,;:!?)").replace("-", "").replace("_", "").replace("'", "")
+    if _NO_PASSWORD.match(value):
+        return 0
+    words = _JOINT.sub("", value.strip(".,;:!?)"))
     return len(value) if not words.isalpha() or len(value) > 20 else 0
 
 

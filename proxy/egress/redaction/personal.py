@@ -5,12 +5,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import phonenumbers
 
 _DATE = re.compile(
     r"(?:[0-9]{4}[-./][0-9]{1,2}[-./][0-9]{1,2}|[0-9]{1,2}[-./][0-9]{1,2}[-./][0-9]{2,4})"
 )
+
+_NEAR = 256
 
 # Total length by country: the IBAN registry (SWIFT, ISO 13616), release 99.
 _IBAN = {
@@ -39,6 +42,12 @@ def card(value: str) -> int:
     digits = "".join(c for c in value if c.isdigit())
     if len(set(digits)) == 1 or len(digits) not in _card_lengths(digits):
         return 0
+    groups = value.replace("-", " ").split()
+    sizes = {len(group) for group in groups[:-1]}
+    if min(sizes, default=4) < 3 and not (sizes == {1} and len(digits) == 16):
+        return 0  # a row of small numbers
+    if sizes == {4} and all(abs(int(a) - int(b)) < _NEAR for a, b in pairwise(groups)):
+        return 0  # a table's row, in which each number follows the one before
     return len(value) if luhn_holds(digits) else 0
 
 

@@ -23,7 +23,7 @@ _LEFT = {
     "name": r"(?:(?<![A-Za-z])|(?-i:(?<=[a-z0-9])(?=[A-Z])))",  # also a hump: "theApiKey"
     "token": r"(?<![A-Za-z0-9_./-])",  # nosec B105  # an expression, no password
     "letter": r"(?<![A-Za-z])",
-    "digit": r"(?<![\d.A-Za-z])",
+    "digit": r"(?<![\d.A-Za-z])(?<![0-9A-Fa-f]{4}-)",  # nor in a UUID
     # Anywhere in a word, but deep in what may be base64 only where a word begins.
     "run": r"(?:(?<![A-Za-z0-9_])|(?<![A-Za-z0-9+/_-]{48}))",
     "none": "",
@@ -47,7 +47,7 @@ _BETWEEN = (
     _NAME_END + r"""(?:,?\s{1,24}["']?(?:secret_?|default_?)?value["']?)?"""
     r"""(?:\s{0,2}:\s{0,2}&?(?:str|string|text|varchar)\b)?\s{0,4}"""
     r"""(?:(?::{1,4}=?|={1,3}>?|\?=|\.=|\|\|=?|:?\s(?:is|ist)\s|(?<=\s)(?=["'`]))[ \t]{0,4}"""
-    r"""|>(?!\s)|>\s{0,2}\n\s{0,24}|[,(]\s{0,16}(?=[rbuf]?\\?["'`]))[rbuf]?\\?["'`]{0,3}"""
+    r"""|>(?!\s)|>\s{0,2}\n\s{0,24}|[,(]\s{0,16}(?=[rbuf]?\\?["'`]))(?:[rbuf](?=\\?["'`]))?\\?["'`]{0,3}"""
 )
 _TRIGGER = (
     r"""[\w.-]*(?:[ \t][\w.-]+){0,2}[\\"'`\])]*"""
@@ -245,6 +245,7 @@ def _linear(item: dict[str, Any], named: bool, caseless: bool) -> re.Pattern[str
     if named:
         between = _BETWEEN.replace(r"""(?<=\s)(?=["'`])""", r"""\s["'`]""").replace(r">(?!\s)", ">")
         between = between.replace(r"""(?=[rbuf]?\\?["'`])""", "")
+        between = between.replace(r"""(?:[rbuf](?=\\?["'`]))?""", "")
         pattern = f"(?:{item['name']}){between}(?P<secret>{item['value']})"
     left = item.get("left", "name" if named else "word")
     linear = Linear(pattern, left, item.get("right", "word"), caseless=caseless)
