@@ -10,12 +10,14 @@ import asyncio
 import errno
 import json
 import os
+import time
 from datetime import UTC, datetime
 
 from .errors import AuditUnwritable
 
 __all__ = ["AuditLog", "AuditUnwritable"]
 
+_TOGETHER = 0.02  # seconds in which records gather that nobody waits for
 _ORDER = ("time", "hop", "event", "request", "workload", "verdict", "reason", "rule")
 # ASCII only: a line can then carry neither a raw newline nor a bidirectional override.
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": ")).encode
@@ -32,6 +34,8 @@ class AuditLog:
         self._torn = False
         self._written = self._durable = 0  # records
         self._settling: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._second, self._stamp = 0, ""  # the second of the last record, and its text
 
     def write(self, **record: object) -> None:
         """Write one record; `time` (UTC, microseconds) is added when absent, None is left out.
@@ -39,8 +43,9 @@ class AuditLog:
         Keys come out in the order of the audit contract, then the hop's own keys as given.
         Raises AuditUnwritable when the line could not be written whole.
         """
-        record.setdefault("time", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
-        keys = (*_ORDER, *(key for key in record if key not in _ORDER))
+        if "time" not in record:
+            record["time"] = self._now()
+        keys = (*_ORDER, *[key for key in record if key not in _ORDER])
         try:
             line = _encode({key: record[key] for key in keys if record.get(key) is not None})
         except (TypeError, ValueError) as error:
@@ -72,8 +77,14 @@ class AuditLog:
             await asyncio.shield(self._settle_soon())
 
     def settle_soon(self) -> None:
-        """Begin to settle; nobody waits. A failure shows when somebody does, or writes."""
-        self._settle_soon().add_done_callback(lambda done: done.cancelled() or done.exception())
+        """Settle in a moment; nobody waits. A failure shows when somebody does, or writes."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_TOGETHER, self._settle_together)
+
+    def _settle_together(self) -> None:
+        self._timer = None
+        settled = asyncio.ensure_future(self.settled())
+        settled.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _settle_soon(self) -> asyncio.Future[None]:
         if self._settling is None or self._settling.done():
@@ -84,3 +95,11 @@ class AuditLog:
         covered = self._written
         await asyncio.get_running_loop().run_in_executor(None, self.settle)
         self._durable = covered
+
+    def _now(self) -> str:
+        """The time in UTC to the microsecond; only once a second is there much to format."""
+        second, micros = divmod(time.time_ns() // 1000, 1_000_000)
+        if second != self._second:
+            stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second, self._stamp = second, stamp
+        return f"{self._stamp}.{micros:06d}Z"

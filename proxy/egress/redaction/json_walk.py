@@ -23,7 +23,8 @@ _NUMBER_MIN, _LONG = 13, 10**12
 _COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 _TELLING = re.compile(r"pass|pwd|secret|token|key|credential|authorization", re.IGNORECASE)
 _STRUCTURE = re.compile(r"[{}\[\],]")
-_GAPS = (" :", "\t:", "\n:", "\r:")
+_KEY_END = re.compile(r'"[ \t\r\n]*:')
+_ESCAPED_END = re.compile(r'\\"[ \t\r\n]*:')
 NOTHING: Mapping[str, Any] = {}
 
 Mask = Callable[[str, str], str]
@@ -100,7 +101,7 @@ def read(text: str, inner: int = INNER_MAX) -> Document:
         value = None  # also for what it merely does not take, such as lone surrogates
     else:
         keys, flat = _flat(value, inner)
-        if keys == _colons(text):
+        if keys == _key_ends(text):
             return Document(text, value, flat)
     value = _decoded_strictly(text)
     return Document(text, value, _flat(value, inner)[1])
@@ -119,17 +120,16 @@ def _decoded_strictly(text: str) -> Any:
         raise JsonInvalid("a number is too long") from None
 
 
-def _colons(text: str) -> int:
+def _key_ends(text: str) -> int:
     """Return a number that no valid document with this many different keys falls short of.
 
     Quotes with a colon behind them: all ends of keys, and strings that begin with a colon. So when
-    the document has as many keys as this, none of them was there twice. -1: it cannot be told.
+    the document has as many keys as this, none of them was there twice.
     """
-    if any(gap in text for gap in _GAPS):
-        return -1
-    if "\\\\" in text:
-        text = text.replace("\\\\", "")
-    return text.count('":') - text.count('\\":')
+    found = len(_KEY_END.findall(text))
+    if found and "\\" in text:
+        found -= len(_ESCAPED_END.findall(text.replace("\\\\", "")))
+    return found
 
 
 def _flat(value: Any, inner: int) -> tuple[int, str]:
@@ -154,10 +154,12 @@ def _flat(value: Any, inner: int) -> tuple[int, str]:
                         parts.append(within.flat)
                 elif kind is dict:
                     below.append(item)
+                    parts.append("")  # no next key may be taken for the value of this one
                 elif kind is list:  # behind the key once more, which may tell of what is in it
                     below.append([*parts[-1:], *item])
-                elif kind is int and item >= _LONG:
-                    parts.append(str(item))
+                    parts.append("")
+                else:
+                    parts.append(str(item) if kind is int and item >= _LONG else "")
         level = below
         depth += 1
     return keys, '": "'.join(parts)
