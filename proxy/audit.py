@@ -45,9 +45,9 @@ class AuditLog:
         """
         if "time" not in record:
             record["time"] = self._now()
-        keys = (*_ORDER, *[key for key in record if key not in _ORDER])
+        ordered = {key: record.pop(key, None) for key in _ORDER} | record
         try:
-            line = _encode({key: record[key] for key in keys if record.get(key) is not None})
+            line = _encode({key: value for key, value in ordered.items() if value is not None})
         except (TypeError, ValueError) as error:
             raise AuditUnwritable(f"The record is not JSON: {type(error).__name__}.") from None
         # A torn line left by a full disk is closed first, so that only itself is unreadable.

@@ -67,6 +67,8 @@ class Reservation:
 
     def settle(self, usage: Mapping[str, Any] | None) -> None:
         """Count what the upstream says it used; without a usable word the reservation stands."""
+        if self._book is None and self.price is None:
+            return
         tokens = tokens_of(usage)
         if tokens is not None and self.price is not None:
             self.cost = self.price.cost(tokens)

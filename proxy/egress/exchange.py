@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
 
-from starlette.types import Message, Receive, Scope, Send
-
 from proxy.audit import AuditLog, AuditUnwritable
 
 from . import authorize, reply, request_body
@@ -21,6 +19,7 @@ from .config import Config, Grant, Workload
 from .deltas import StreamInvalid
 from .errors import Refusal, unrecorded
 from .guard import KeyGuard
+from .http_server import ClientGone, Request
 from .keys import KeyRing
 from .media import Lifted, MediaHoldsSecret
 from .multipart import Part
@@ -34,7 +33,6 @@ from .redaction.views import DecodeLimit
 from .routes import Match, Target
 from .upstream import Upstreams
 from .usage import output_bound, with_output_bound
-from .watch import ClientGone, Watch
 
 BODY_TIME = 30.0
 _REQUEST_ID = re.compile(rb"[0-9a-f]{16}")
@@ -65,12 +63,12 @@ class Exchange:
     """
 
     def __init__(
-        self, services: Services, workload: Workload, scope: Scope, match: Match | None
+        self, services: Services, workload: Workload, request: Request, match: Match | None
     ) -> None:
         self.services = services
         self.workload = workload
-        self.headers: authorize.Headers = scope["headers"]
-        self._query: bytes = scope["query_string"]
+        self.request = request
+        self.headers: authorize.Headers = request.headers
         self.match = match
         # Until the model is known, the one that the request's own key speaks for.
         self.target: Target | None = match.preferred(self.headers) if match else None
@@ -83,9 +81,7 @@ class Exchange:
         self.incoming: Masker | None = None
         self.status = 0
         self.stream = False
-        self.started = False
         self.admitted = False
-        self.whole = False  # the body was read to its end
         self.size_in = self.size_out = 0
         self.header_keys = 0
         self.usage: dict[str, Any] = {}
@@ -103,11 +99,11 @@ class Exchange:
         """The shape in which this client reads errors."""
         return self.target.provider.shape if self.target else "openai"
 
-    async def run(self, receive: Receive, send: Send) -> None:
+    async def run(self) -> None:
         """Answer the request. Raises nothing but cancellation by the server's own end."""
         refusal: Refusal | None = None
         try:
-            await self._complete(receive, send)
+            await self._complete()
             return
         except ClientGone:
             with contextlib.suppress(AuditUnwritable):  # nobody is left to be told
@@ -144,17 +140,18 @@ class Exchange:
             self._refused(refusal)
         except AuditUnwritable:
             refusal = unrecorded()
-        if self.started:
-            await reply.send_stream_error(send, refusal, self)
+        if self.request.begun:
+            reply.send_stream_error(refusal, self)
         else:
-            await reply.send_refusal(send, refusal, self, None if self.whole else receive)
+            await reply.send_refusal(refusal, self)
 
     def check_head(self) -> None:
         """The right placeholder in the right place and nowhere else. Raises Refusal."""
         match, target = self.routed
         authorize.check_credential(self.headers, self.workload, target.provider)
         authorize.check_stray(self.headers, target.provider, self.services.placeholders)
-        self.check_target("/".join(match.values.values()).encode("ascii") + b"?" + self._query)
+        values = "/".join(match.values.values()).encode("ascii")
+        self.check_target(values + b"?" + self.request.query)
 
     def check_target(self, target: bytes) -> None:
         """No placeholder in the path or the query. Raises Refusal."""
@@ -165,9 +162,9 @@ class Exchange:
         """Return the query as it may be sent. Raises Refusal."""
         _, target = self.routed
         strict = Masker(self.services.scanner, self.services.guard, "strict")
-        return authorize.check_query(self._query, target.route, self.outgoing or strict)
+        return authorize.check_query(self.request.query, target.route, self.outgoing or strict)
 
-    async def _complete(self, receive: Receive, send: Send) -> None:
+    async def _complete(self) -> None:
         services, workload = self.services, self.workload
         self.check_head()
         self.header_keys = authorize.live_keys(self.headers, services.guard)
@@ -175,7 +172,7 @@ class Exchange:
         route, provider = target.route, target.provider
         authorize.check_length(self.headers, workload)
         kind = request_body.media_type(self.headers, route)
-        body = await self._body(receive)
+        body = await self._body()
         body = request_body.decoded(body, self.headers, workload)
         model = match.values.get("model", "")
         document, lifted, parts = Document("", {}, ""), Lifted(""), list[Part]()
@@ -213,7 +210,7 @@ class Exchange:
         body = self._reserve(grant, target, document.value, body)
         self.record("admission", "allowed", None)
         self.admitted = True
-        await self._forward(target, incoming, path, kind, sent, body, receive, send)
+        await self._forward(target, incoming, path, kind, sent, body)
 
     def _permit(self, model: str) -> tuple[Grant, Target]:
         """Find the policy's permission, and with it the upstream. Raises Refusal."""
@@ -239,12 +236,10 @@ class Exchange:
         kind: str,
         sent: dict[str, str],
         body: bytes,
-        receive: Receive,
-        send: Send,
     ) -> None:
         """Send the masked body on and answer with what comes back; stop when the client goes."""
-        watch = Watch(receive)
-        upstream = target.upstream
+        request, upstream = self.request, target.upstream
+        request.watched = True
         try:
             response = await self.services.upstreams.send(
                 upstream,
@@ -255,17 +250,18 @@ class Exchange:
                 self.workload.timeout,
             )
             try:
-                await reply.relay(self, target, incoming, response, send)
+                await reply.relay(self, target, incoming, response)
             except StreamInvalid as error:
                 raise Refusal("upstream_invalid", f"{upstream.name}: {error}.") from None
             finally:
                 response.close()  # cancels what the upstream still sends
         except asyncio.CancelledError:
-            if watch.took_effect():
+            if request.gone and request.task is not None:
+                request.task.uncancel()
                 raise ClientGone from None
             raise
         finally:
-            watch.end()
+            request.watched = False
 
     def _reserve(
         self, grant: Grant, target: Target, document: dict[str, Any], body: bytes
@@ -311,23 +307,29 @@ class Exchange:
             headers.append(("Content-Type", kind))
         return headers
 
-    async def _body(self, receive: Receive) -> bytes:
-        body = bytearray()
+    async def _body(self) -> bytes:
+        request, body = self.request, b""
         try:
-            async with asyncio.timeout(BODY_TIME):
-                while True:
-                    message: Message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    body += message.get("body", b"")
-                    self.size_in = len(body)
-                    self.whole = not message.get("more_body", False)
-                    if len(body) > self.workload.body_max:
-                        raise authorize.too_large(self.workload)
-                    if self.whole:
-                        return bytes(body)
+            if request.whole:
+                body = await request.read()
+            else:
+                async with asyncio.timeout(BODY_TIME):
+                    body = await self._arriving()
         except TimeoutError:
             raise Refusal("body_slow", f"The body took longer than {BODY_TIME:g} s.") from None
+        self.size_in = len(body)
+        if self.size_in > self.workload.body_max:
+            raise authorize.too_large(self.workload)
+        return body
+
+    async def _arriving(self) -> bytes:
+        body = bytearray()
+        while part := await self.request.read():
+            body += part
+            self.size_in = len(body)
+            if len(body) > self.workload.body_max:
+                raise authorize.too_large(self.workload)
+        return bytes(body)
 
     def _refused(self, refusal: Refusal) -> None:
         self.status = refusal.status

@@ -26,8 +26,8 @@ class Response:
     """One answer. `headers`: names in lower case, values decoded as Latin-1, in their order."""
 
     __slots__ = (
-        "_connection", "_deadline", "_done", "_error", "_loop", "_parts", "_size", "_timeout",
-        "_timer", "_waiter", "headers", "status",
+        "_connection", "_deadline", "_done", "_error", "_last", "_loop", "_parts", "_size",
+        "_timeout", "_timer", "_waiter", "headers", "status",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, timeout: float) -> None:
@@ -42,6 +42,7 @@ class Response:
         self._waiter: asyncio.Future[None] | None = None
         self._timeout = timeout
         self._deadline = self._loop.time() + timeout
+        self._last: float | None = None
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(timeout, self._late)
 
     def header(self, name: str, default: str = "") -> str:
@@ -65,6 +66,10 @@ class Response:
             self._connection.resume()
         self._size = 0
         return data
+
+    def end_within(self, seconds: float) -> None:
+        """From now on, wait no longer than this for all of the rest together."""
+        self._last = self._loop.time() + seconds
 
     def close(self) -> None:
         """Give the connection up if the answer has not come to its end."""
@@ -98,7 +103,8 @@ class Response:
 
     def wake(self) -> None:
         """Something has changed."""
-        self._deadline = self._loop.time() + self._timeout
+        deadline = self._loop.time() + self._timeout
+        self._deadline = deadline if self._last is None else min(deadline, self._last)
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -112,7 +118,8 @@ class Response:
     def _late(self) -> None:
         left = self._deadline - self._loop.time()
         if left > 0 or (self._parts and self._waiter is None):  # it is the client that is slow
-            self._timer = self._loop.call_later(max(left, self._timeout / 4), self._late)
+            wait = left if left > 0 else self._timeout / 4
+            self._timer = self._loop.call_later(wait, self._late)
         elif self._connection:
             connection = self._connection
             self.end(TimeoutError())

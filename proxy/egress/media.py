@@ -80,7 +80,7 @@ class Lifted:
     def __init__(self, text: str) -> None:
         """`text` is then the rest of it."""
         self._media: dict[str, tuple[str, str]] = {}
-        self._tag = os.urandom(4).hex()
+        self._tag = ""
         self.text = _EMBEDDED.sub(self._lift, text) if len(text) > _EMBEDDED_MIN else text
 
     def put_back(self, text: str, masker: Masker) -> str:
@@ -98,6 +98,7 @@ class Lifted:
     def _lift(self, found: re.Match[str]) -> str:
         if len(found[2]) % 4:
             return found[0]  # no base64: text like any other
+        self._tag = self._tag or os.urandom(4).hex()  # so that no text can name one
         token = f'"media:{self._tag}:{len(self._media)}"'
         self._media[token] = (found[1] or "", found[2])
         return token

@@ -8,14 +8,13 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from starlette.types import Receive, Send
-
 from . import shapes, sse
 from .content_encoding import ENCODINGS, Decoder, EncodingWrong, TooLarge
 from .deltas import Event, StreamInvalid, StreamMasker
 from .errors import Refusal
 from .files import FileRefused, masked_file
 from .http_client import Broken, Response
+from .http_server import ClientGone, Headers
 from .media import Lifted
 from .redaction.actions import Blocked
 from .redaction.json_walk import JsonInvalid, Untouchable, read, without
@@ -45,7 +44,6 @@ async def relay(
     target: Target,
     masker: Masker,
     response: Response,
-    send: Send,
 ) -> None:
     """Answer with the upstream's response. Raises Refusal, StreamInvalid, ScanFailed, Blocked."""
     upstream = target.upstream
@@ -59,7 +57,6 @@ async def relay(
         raise Refusal("upstream_invalid", f"{upstream.name} sent an unknown Content-Encoding.")
     kind = response.header("content-type").partition(";")[0].strip().lower()
     exchange.status = response.status
-    headers.append((b"x-request-id", exchange.id.encode("ascii")))
     # The type decides, not what was asked for: no stream slips through as JSON.
     responses = target.route.responses
     if kind not in responses and f"{kind.partition('/')[0]}/*" not in responses:
@@ -70,63 +67,60 @@ async def relay(
             exchange.stream = True
             async with asyncio.timeout(exchange.workload.timeout * STREAM_TIMES):
                 stream = _Stream(exchange, target, masker, Decoder(encoding, STREAM_MAX))
-                await stream.run(response, kind, headers, send)
+                await stream.run(response, kind, headers)
         else:
-            async with asyncio.timeout(exchange.workload.timeout):
-                body = await _whole(response, Decoder(encoding, RESPONSE_MAX))
+            response.end_within(exchange.workload.timeout)
+            body = await _whole(response, Decoder(encoding, RESPONSE_MAX))
             if kind == _JSON:
                 body = _json(exchange, target, body, masker)
             else:
                 body = _file(target, body, masker)
             exchange.size_out = len(body)
             exchange.finish()
-            await _send(send, response.status, headers, kind.encode("ascii"), body)
+            send(exchange, response.status, headers, kind.encode("ascii"), body)
     except (Broken, OSError) as error:
         raise broken(upstream, error) from None
     except (EncodingWrong, TooLarge) as error:
         raise Refusal("upstream_invalid", f"{upstream.name}'s answer: {error}.") from None
 
 
-async def send_refusal(
-    send: Send, refusal: Refusal, exchange: Exchange, unread: Receive | None = None
-) -> None:
-    """Answer with an error. `unread` is where the rest of the request's body still comes from.
+def send(exchange: Exchange, status: int, headers: Headers, kind: bytes, body: bytes) -> None:
+    """Answer with a whole body of that type."""
+    ours = [(b"x-request-id", exchange.id.encode("ascii")), (b"content-type", kind)]
+    exchange.request.answer(status, [*headers, *ours], body)
 
-    It is read for a moment and thrown away: closing a socket with unread data resets the
-    connection, and the client might never see the answer (RFC 9112, section 9.6).
+
+async def send_refusal(refusal: Refusal, exchange: Exchange) -> None:
+    """Answer with an error.
+
+    The rest of the request's body is read for a moment and thrown away: closing a socket with
+    unread data resets the connection, and the client might never see the answer (RFC 9112,
+    section 9.6).
     """
-    if unread is not None:
-        await _drain(unread)
-    headers = [(b"x-request-id", exchange.id.encode("ascii")), *refusal.headers]
+    if not exchange.request.whole:
+        await _drain(exchange)
+    headers = list(refusal.headers)
     if refusal.code in ("body_too_large", "body_slow"):
         headers.append((b"connection", b"close"))
     body = shapes.error(exchange.shape, refusal)
-    await _send(send, refusal.status, headers, b"application/json", body)
+    send(exchange, refusal.status, headers, b"application/json", body)
 
 
-async def _drain(receive: Receive) -> None:
+async def _drain(exchange: Exchange) -> None:
     size = 0
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, ClientGone):
         async with asyncio.timeout(_DRAIN_TIME):
-            while size < _DRAIN_MAX:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
+            while size < _DRAIN_MAX and (part := await exchange.request.read()):
+                size += len(part)
 
 
-async def send_json(send: Send, body: bytes, request: str) -> None:
-    """Answer 200 with JSON of our own."""
-    await _send(send, 200, [(b"x-request-id", request.encode("ascii"))], b"application/json", body)
-
-
-async def send_stream_error(send: Send, refusal: Refusal, exchange: Exchange) -> None:
+def send_stream_error(refusal: Refusal, exchange: Exchange) -> None:
     """End a stream that has begun with an error event; what was held is never sent."""
     event = Event(json.dumps(shapes.error_document(exchange.shape, refusal)), None)
     if exchange.shape == "anthropic":
         event = Event(event.data, "error")
     frame = sse.frame_line if exchange.shape == "ollama" else sse.frame_event
-    await send({"type": "http.response.body", "body": frame(event)})
+    exchange.request.end(frame(event))
 
 
 async def _whole(response: Response, decoder: Decoder) -> bytes:
@@ -181,27 +175,25 @@ class _Stream:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(
-        self, response: Response, kind: str, headers: list[tuple[bytes, bytes]], send: Send
-    ) -> None:
+    async def run(self, response: Response, kind: str, headers: Headers) -> None:
         """Pass the stream on. Raises Refusal, StreamInvalid, ScanFailed, Blocked."""
-        exchange = self._exchange
+        exchange, request = self._exchange, self._exchange.request
         if kind == _LINES:
             self._reader, self._frame = sse.LineReader(), sse.frame_line
         else:
-            self._keep_alive(send)
+            self._keep_alive()
         headers += [
+            (b"x-request-id", exchange.id.encode("ascii")),
             (b"content-type", kind.encode("ascii")),
             (b"cache-control", b"no-store"),
         ]
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        exchange.started = True
+        request.start(response.status, headers)
         try:
             while chunk := await response.read():
                 out, wrong = self._masked(self._decoder.feed(chunk))
                 if out:
                     exchange.size_out += len(out)
-                    await send({"type": "http.response.body", "body": out, "more_body": True})
+                    await request.write(out)
                 if wrong:
                     raise wrong
             self._decoder.finish()
@@ -214,7 +206,7 @@ class _Stream:
                 self._timer.cancel()
         exchange.size_out += len(rest)
         exchange.finish()
-        await send({"type": "http.response.body", "body": rest})
+        request.end(rest)
 
     def _masked(self, chunk: bytes) -> tuple[bytes, Exception | None]:
         """Return what the chunk's events gave before the first that is wrong, and what is wrong."""
@@ -236,16 +228,13 @@ class _Stream:
     def _ended(self) -> bytes:
         return b"".join(map(self._frame, self._masker.end()))
 
-    def _keep_alive(self, send: Send) -> None:
+    def _keep_alive(self) -> None:
         """A comment a second while text is held, so that no client takes the stream for dead."""
         loop = asyncio.get_running_loop()
 
-        async def comment() -> None:
-            await send({"type": "http.response.body", "body": sse.ALIVE, "more_body": True})
-
         def tick() -> None:
             if self._masker.pending:
-                task = loop.create_task(comment())
+                task = loop.create_task(self._exchange.request.write(sse.ALIVE))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             self._timer = loop.call_later(_ALIVE, tick)
@@ -257,7 +246,7 @@ async def _refuse(
     target: Target,
     response: Response,
     masker: Masker,
-    headers: list[tuple[bytes, bytes]],
+    headers: Headers,
 ) -> None:
     """Raise the upstream's error as our own: of its body only the error's type is repeated."""
     upstream, body = target.upstream, b""
@@ -285,7 +274,7 @@ async def _refuse(
     )
 
 
-def _headers(target: Target, response: Response, masker: Masker) -> list[tuple[bytes, bytes]]:
+def _headers(target: Target, response: Response, masker: Masker) -> Headers:
     """The few response headers that pass; all are searched for keys in use."""
     passed = []
     masker.keys("\n".join([value for _, value in response.headers]))
@@ -293,11 +282,3 @@ def _headers(target: Target, response: Response, masker: Masker) -> list[tuple[b
         if target.provider.passed.fullmatch(name) and _RETRY.fullmatch(value):
             passed.append((name.encode("ascii"), masker.text(value).encode("latin-1", "replace")))
     return passed
-
-
-async def _send(
-    send: Send, status: int, headers: list[tuple[bytes, bytes]], kind: bytes, body: bytes
-) -> None:
-    headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode("ascii"))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -10,8 +10,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from uvicorn.server import ServerState
-
 from proxy import passing
 from proxy.audit import AuditLog, AuditUnwritable
 from proxy.dial import Broker
@@ -28,9 +26,9 @@ from .forward.ask import Asks
 from .forward.connection import Forward
 from .forward.destination import Destination
 from .guard import KeyGuard
+from .http_server import Connection, Peers
 from .keys import KeyRing
 from .logs import LogPump
-from .protocol import config_for
 from .redaction.actions import Treatments
 from .redaction.hold import HoldBack
 from .redaction.scan import Scanner
@@ -76,7 +74,7 @@ class EgressServer:
         )
         self._control = Control(socket.socket(fileno=fds["control"]), self._handle, self.stop)
         self._stopping = asyncio.Event()
-        self._listening: dict[str, tuple[socket.socket, ServerState, asyncio.Task[None]]] = {}
+        self._listening: dict[str, tuple[Peers, asyncio.Task[None]]] = {}
         self._asks = Asks(self._note_question)
         self._forwarding: dict[str, asyncio.Task[None]] = {}
         self._pumps: set[LogPump] = set()
@@ -183,19 +181,14 @@ class EgressServer:
         sock = _listener(handed)
         if workload.id in self._listening:
             self._unlisten(workload.id, [])
-        settings, state = (
-            config_for(WorkloadApp(self._services, workload, self._providers)),
-            ServerState(),
-        )
-        task = asyncio.get_running_loop().create_task(self._serve(sock, settings, state))
-        self._listening[workload.id] = (sock, state, task)
+        peers = Peers(WorkloadApp(self._services, workload, self._providers).serve)
+        task = asyncio.get_running_loop().create_task(self._serve(sock, peers))
+        self._listening[workload.id] = (peers, task)
 
     @staticmethod
-    async def _serve(sock: socket.socket, settings: Any, state: ServerState) -> None:
-        def protocol() -> asyncio.Protocol:
-            return settings.http_protocol_class(settings, state, {})  # type: ignore[no-any-return]  # uvicorn's
-
-        server = await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=128)
+    async def _serve(sock: socket.socket, peers: Peers) -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(peers), sock=sock, backlog=128)
         try:
             await server.serve_forever()
         finally:
@@ -210,9 +203,9 @@ class EgressServer:
             raise ControlError(Answer.UNKNOWN_WORKLOAD)
         if listening is None:
             return
-        _, state, task = listening
+        peers, task = listening
         task.cancel()
-        for connection in list(state.connections):
+        for connection in list(peers.connections):
             connection.shutdown()
 
     def _log(self, name: object, handed: list[int]) -> None:
@@ -287,10 +280,10 @@ class EgressServer:
             self._audit.write(hop="egress", **record)
 
     async def _close(self) -> None:
-        states = [state for _, state, _ in self._listening.values()]
+        listening = [peers for peers, _ in self._listening.values()]
         for name in {*self._listening, *self._forwarding}:
             self._unlisten(name, [])
-        running = {task for state in states for task in state.tasks}
+        running = {task for peers in listening for task in peers.tasks}
         if running:
             _, late = await asyncio.wait(running, timeout=GRACE)
             for task in late:

@@ -22,23 +22,25 @@ class EventReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._data: list[bytes] = []
+        self._data: list[bytearray] = []
         self._size = 0
         self._first = True
 
     def feed(self, chunk: bytes) -> Iterator[str]:
         """Yield the data of every event completed by `chunk`. Raises StreamInvalid."""
-        searched = max(0, len(self._buffer) - 1)
         self._buffer += chunk
         if self._first and len(self._buffer) >= 3:
-            if self._buffer.startswith(b"\xef\xbb\xbf"):
-                del self._buffer[:3]
-            searched, self._first = 0, False
+            self._buffer = self._buffer.removeprefix(b"\xef\xbb\xbf")
+            self._first = False
         if self._size + len(self._buffer) > EVENT_MAX + len(chunk):
             raise StreamInvalid(f"an event is larger than {EVENT_MAX} bytes")
-        buffer, at = bytes(self._buffer) if self._ends(searched) else b"", 0
-        for end in _LINE_END.finditer(buffer, searched):
-            line, at = buffer[at : end.start()], end.end()
+        if b"\r" in self._buffer:
+            *lines, self._buffer = _LINE_END.split(self._buffer)
+        elif b"\n" in chunk:
+            *lines, self._buffer = self._buffer.split(b"\n")
+        else:
+            return
+        for line in lines:
             if not line:
                 if self._data:
                     yield self._event()
@@ -47,10 +49,6 @@ class EventReader:
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
                 self._size += len(value)
-        del self._buffer[:at]
-
-    def _ends(self, searched: int) -> bool:
-        return _LINE_END.search(self._buffer, searched) is not None
 
     def close(self) -> Iterator[str]:
         """The stream has ended: yield an event that lacks only its blank line."""

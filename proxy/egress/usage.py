@@ -41,8 +41,8 @@ def reported(document: Mapping[str, Any], paths: Iterable[tuple[str, ...]]) -> d
     for steps in paths:
         found: Any = document
         for step in steps:
-            found = found.get(step) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping):
+            found = found.get(step) if isinstance(found, dict) else None
+        if isinstance(found, dict):
             return dict(found)
     return {}
 
@@ -129,7 +129,7 @@ def _numbers(table: object) -> Callable[[str], int | None]:
     """A getter of whole numbers from 0 on that an upstream or a request gives, else None."""
 
     def get(name: str) -> int | None:
-        value = table.get(name) if isinstance(table, Mapping) else None
+        value = table.get(name) if isinstance(table, dict) else None
         good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
         return value if good else None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from proxy.egress.guard import MASK, KeyGuard
 from proxy.providers import Place
@@ -20,6 +21,10 @@ LIVE_KEY = "live-key"
 _PASSES = 32  # values in a row, of which each hides the limit of the next, come out one by one
 
 
+def _zeros() -> defaultdict[Any, int]:
+    return defaultdict(int)  # a Counter takes five times as long to make
+
+
 @dataclass(slots=True)
 class Tally:
     """How many values were found, by rule id; `live_keys` counts keys in use (an incident).
@@ -27,9 +32,9 @@ class Tally:
     `actions`: the same by (class of rules, what was done), and what became of placeholders.
     """
 
-    rules: Counter[str] = field(default_factory=Counter)
+    rules: defaultdict[str, int] = field(default_factory=_zeros)
     live_keys: int = 0
-    actions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    actions: defaultdict[tuple[str, str], int] = field(default_factory=_zeros)
 
     def as_record(self) -> dict[str, int]:
         """Return the counts by rule for the audit record."""
