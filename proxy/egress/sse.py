@@ -22,7 +22,7 @@ class EventReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._data: list[bytearray] = []
+        self._data: list[bytes] = []
         self._size = 0
         self._first = True
 
@@ -30,16 +30,18 @@ class EventReader:
         """Yield the data of every event completed by `chunk`. Raises StreamInvalid."""
         self._buffer += chunk
         if self._first and len(self._buffer) >= 3:
-            self._buffer = self._buffer.removeprefix(b"\xef\xbb\xbf")
             self._first = False
+            if self._buffer.startswith(b"\xef\xbb\xbf"):
+                del self._buffer[:3]
         if self._size + len(self._buffer) > EVENT_MAX + len(chunk):
             raise StreamInvalid(f"an event is larger than {EVENT_MAX} bytes")
         if b"\r" in self._buffer:
-            *lines, self._buffer = _LINE_END.split(self._buffer)
+            lines = _LINE_END.split(bytes(self._buffer))
         elif b"\n" in chunk:
-            *lines, self._buffer = self._buffer.split(b"\n")
+            lines = bytes(self._buffer).split(b"\n")
         else:
             return
+        self._buffer = bytearray(lines.pop())
         for line in lines:
             if not line:
                 if self._data:

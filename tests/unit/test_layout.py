@@ -63,8 +63,6 @@ DISPATCHERS = {"probes.__main__", "supervisor.__main__", "supervisor.cli"}
 
 # Import name -> name in packaging/locks/runtime.in, where they differ.
 DISTRIBUTION = {"ruamel": "ruamel.yaml", "re2": "google-re2", "phonenumbers": "phonenumberslite"}
-# Wheels that are loaded without an import of ours.
-LOADED_BY_OTHERS = {"uvloop": "uvicorn", "httptools": "uvicorn"}
 
 # Files over 400 lines, each with the reason why it is still one concept.
 LONG_FILES = {
@@ -198,7 +196,7 @@ def wheels_out_of_step(tree: Path) -> list[str]:
         if module.name.split(".")[0] in ("proxy", "assistant"):
             used |= {DISTRIBUTION.get(f, f).lower(): module.name for f in module.foreign}
     missing = [f"{who} imports {name}: no pin" for name, who in used.items() if name not in pins]
-    idle = pins - set(used) - {n for n, by in LOADED_BY_OTHERS.items() if by in used}
+    idle = pins - set(used)
     return missing + [f"{name} is pinned and not imported" for name in sorted(idle)]
 
 

@@ -134,14 +134,15 @@ def _key_ends(text: str) -> int:
 
 def _flat(value: Any, inner: int) -> tuple[int, str]:
     """Return how many keys there are, and `Document.flat`. Raises JsonTooDeep."""
-    keys, parts, depth = 0, list[str](), 0
+    keys, parts, numbers, depth = 0, list[str](), list[str](), 0
     level: list[Any] = [value] if type(value) in (dict, list) else [[value]]
     while level:
         if depth >= DEPTH_MAX:
             raise JsonTooDeep(f"nested deeper than {DEPTH_MAX}")
         below: list[Any] = []
         for around in level:
-            if type(around) is dict:
+            named = type(around) is dict
+            if named:
                 keys += len(around)
                 items: Iterable[Any] = itertools.chain.from_iterable(around.items())
             else:
@@ -152,17 +153,18 @@ def _flat(value: Any, inner: int) -> tuple[int, str]:
                     parts.append(item)
                     if "\\" in item and (within := _within(item, inner)):
                         parts.append(within.flat)
-                elif kind is dict:
+                    continue
+                if kind is dict:
                     below.append(item)
-                    parts.append("")  # no next key may be taken for the value of this one
                 elif kind is list:  # behind the key once more, which may tell of what is in it
                     below.append([*parts[-1:], *item])
-                    parts.append("")
-                else:
-                    parts.append(str(item) if kind is int and item >= _LONG else "")
+                elif kind is int and item >= _LONG:
+                    numbers.append(str(item))
+                if named:
+                    parts.append("")  # or the next key would look like the value of this one
         level = below
         depth += 1
-    return keys, '": "'.join(parts)
+    return keys, '": "'.join(parts + numbers)
 
 
 def rewrite(

@@ -293,7 +293,5 @@ def test_a_header_cannot_end_its_line() -> None:
         request.begun = False
         request.answer(200, [(b"a", b"b")], b"")
 
-    said = asyncio.run(
-        asked(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", injecting)
-    )
+    said = asyncio.run(asked(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", injecting))
     assert said.startswith(b"HTTP/1.1 200 OK\r\na: b\r\n")
