@@ -41,6 +41,7 @@ _IGNORED = (
     "\\u17b4\\u17b5\\u180b-\\u180f\\u1ab0-\\u1aff\\u1dc0-\\u1dff\\u200b-\\u200f\\u2028-\\u202e"
     "\\u2060-\\u206f\\u20d0-\\u20ff\\u3164\\ufe00-\\ufe0f\\ufe20-\\ufe2f\\ufeff\\uffa0\\ufff0-\\ufffb"
 )
+_STRANGE = ("Mn", "Me", "Cf")
 
 
 def _tables() -> tuple[dict[int, str], dict[str, str]]:
@@ -87,7 +88,9 @@ _FOLDED_BEYOND = re.compile(
     "[\\U0001d400-\\U0001d7ff\\U0001f100-\\U0001f1ff\\U0001fbf0-\\U0001fbf9]+"
 )
 _LATIN = bytes(ord(_FOLD.get(point, chr(point))) for point in range(256))
-_DROPPED = re.compile(f"[{_IGNORED}{_ranges(map(ord, _WIDE))}]+")
+# Marks and signs of all scripts, where they stand on one of ours.
+_MARKS = _ranges(n for n in range(0x300, 0x10000) if unicodedata.category(chr(n)) in _STRANGE)
+_DROPPED = re.compile(f"(?<=[ -~])[{_IGNORED}{_MARKS}]+|[{_IGNORED}{_ranges(map(ord, _WIDE))}]+")
 _DROPPED_ASCII = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1a\\x1c-\\x1f\\x7f]+")
 _DROPPED_BEYOND = re.compile(
     "[\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e0fff]+"

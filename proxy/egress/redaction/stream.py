@@ -145,6 +145,9 @@ class Channel:
                 return self._release(whole, found, left, len(whole))
             point = furthest
         point = max(left, min(point, firm))
+        for item in found:
+            if item.start < point < item.end:  # an encoded run in it that is not at its end
+                point = max(left, item.start)
         if len(whole) - point > HELD_MAX:
             if not (found and found[-1].end == len(whole)):
                 raise DecodeLimit("An encoded text in a stream is too long.")

@@ -26,6 +26,9 @@ SCANNER = Scanner(BOOK)
 HOLD = HoldBack(BOOK)
 GUARD = KeyGuard(KeyRing())
 RECALL = 0.95
+# A stream is masked as the finished text, but for so many of 100 cases; nothing secret passes in
+# these either: two dashes of a key block are gone before a third is there.
+UNLIKE = {"E17 percent in base64": 2}
 # What is written in another form, and what must be gone afterwards.
 CASES = [(secret, secret) for secret in SECRETS.values()] + [
     (context.format(secret), secret) for _, context, secret in IN_CONTEXT
@@ -99,7 +102,24 @@ def test_a_disguised_secret_in_a_stream_is_masked_as_in_a_finished_text(evasion:
             if "[REDACTED:" not in masked or secret in masked or disguise(secret) in masked:
                 missed.append(text[:12])
     assert len(missed) <= (1 - RECALL) * rounds, missed
-    assert len(unlike) <= (1 - RECALL) * rounds, unlike
+    assert len(unlike) <= UNLIKE.get(evasion, 0) / 100 * rounds, unlike
+
+
+UNSEEN = "\u200b\u2060\u00ad\ufeff\u202e\ufe0f\u0301\u0e47\u3164\U000e0041\0\x0b"
+
+
+@pytest.mark.parametrize("inner", [name for name in EVASIONS if name[:3] in ("E14", "E17", "E18")])
+def test_unseen_characters_in_an_encoded_run_do_not_hide_what_it_says(inner: str) -> None:
+    secret = SECRETS["github-token"]
+    run = EVASIONS[inner](secret)
+    for number, mark in enumerate(UNSEEN):
+        place = 5 + 7 * number % (len(run) - 6)
+        for hidden in (f"{run[:place]}{mark}{run[place:]}", mark.join(run)):
+            text = f"see {hidden} now"
+            masked = finished(text)
+            assert masked.startswith("see ") and masked.endswith(" now")
+            assert "[REDACTED:github-token]" in masked and run[8:] not in masked, f"{mark!a}"
+            assert in_pieces(text, 13) == masked, f"{mark!a}"
 
 
 # Values whose beginning nothing else has. The others need a border: "task-" is no "sk-".
