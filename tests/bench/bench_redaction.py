@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
-from proxy.egress.redaction import rules
+from proxy.egress.redaction import database, rules
 from proxy.egress.redaction.actions import Treatment
 from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.scan import Scanner
@@ -103,10 +103,12 @@ def streams(scanner: Scanner) -> list[Figure]:
 
 def main() -> list[Figure]:
     """Measure; the ratio is of speeds, so that higher is better and no bound applies."""
-    book = rules.load()
     began = time.perf_counter()
+    book = rules.load()
     scanner = Scanner(book)
-    compiled = time.perf_counter() - began
+    ready = time.perf_counter() - began
+    if not database.stored():
+        raise RuntimeError("set-up left no compiled rules")
     treatment = scanner.presets["standard"]
     sample = text()
     size = len(sample) / 1e6
@@ -118,7 +120,10 @@ def main() -> list[Figure]:
         len(short) / 1e6 / seconds(lambda: [list(r.confirm.finditer(short)) for r in book.rules], 1)
     )
     figures = [Figure("scan of all rules", fast, "MB/s", slow, "re rule by rule")]
-    figures += [Figure(f"compiling {len(book.rules)} rules", compiled, "s"), *streams(scanner)]
+    figures += [
+        Figure(f"{len(book.rules)} rules ready at a start", ready, "s", bound=1),
+        *streams(scanner),
+    ]
     path = os.environ.get("ANCHORHOLD_CORPUS")
     if path is None:
         print("bench: ANCHORHOLD_CORPUS is not set; recall is not measured")

@@ -79,8 +79,12 @@ def test_the_host_tier_passes_in_the_machine(
     vm.run(f"cp -a /usr/lib/anchorhold/runtime {PLACE}/.runtime", timeout=60)
     path = f"/opt/tools:$(echo {PLACE}/.runtime/lib/python3*/site-packages)"
     without = " ".join(f"--ignore-glob='*/{name}'" for name in LEFT_OUT)
-    command = f"/usr/bin/python3 -m pytest -q {without} tests/host/{folder}"
-    done = vm.run(f"cd {PLACE} && PYTHONPATH={path} {command}", timeout=60 * MINUTES, check=False)
+    # Interrupted, pytest still tells of what has failed so far.
+    limit = f"timeout --signal=INT --kill-after=60 {60 * MINUTES}"
+    command = f"{limit} /usr/bin/python3 -m pytest -q {without} tests/host/{folder}"
+    done = vm.run(
+        f"cd {PLACE} && PYTHONPATH={path} {command}", timeout=60 * (MINUTES + 2), check=False
+    )
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
     print(f"{folder}: {last}")
     record_property("guest", last)

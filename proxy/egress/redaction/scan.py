@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import hyperscan
 
 from . import encodings
 from .actions import Treatment, treat
 from .checks import entropy, monotonous, ours
-from .rules import Rule, RuleBook, RulesInvalid
+from .database import Database, Expression, Hit, packed, stored
+from .rules import Rule, RuleBook
 from .views import Gates, View, Work, cleaned, unfolded
 from .views import ScanFailed as ScanFailed  # named with the scanner by those who catch it
 
@@ -28,8 +29,6 @@ _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
 _DIGITS = r"[0-9][ ./()-]?[0-9][ ./()-]?[0-9]"
 _BEFORE, _BEHIND = 160, 64  # bytes round such a place: a number, and its keyword before it
 
-Hit = tuple[int, int]
-
 
 class Finding(NamedTuple):
     """`text[start:end]` is a secret of the kind `rule`, or without one a key in use."""
@@ -37,33 +36,6 @@ class Finding(NamedTuple):
     start: int
     end: int
     rule: Rule | None
-
-
-class _Database:
-    """Expressions as (id, expression, flags). For one thread: a scratch space serves one scan."""
-
-    def __init__(self, expressions: list[tuple[int, str, int]]) -> None:
-        self._database = hyperscan.Database()
-        ids, patterns, flags = zip(*expressions, strict=True)
-        try:
-            self._database.compile(
-                expressions=[pattern.encode("ascii") for pattern in patterns],
-                ids=list(ids),
-                elements=len(ids),
-                flags=list(flags),
-            )
-        except (hyperscan.error, UnicodeEncodeError) as error:
-            raise RulesInvalid(f"The rules do not compile: {error}.") from None
-        self._database.scratch = hyperscan.Scratch(self._database)
-
-    def scan(self, data: bytes) -> list[Hit]:
-        """Return (id, end in bytes) of every match. Raises ScanFailed."""
-        hits: list[Hit] = []
-        try:
-            self._database.scan(data, match_event_handler=_collect, context=hits)
-        except hyperscan.error as error:
-            raise ScanFailed(f"hyperscan: {type(error).__name__}.") from None
-        return hits
 
 
 class Scanner:
@@ -75,19 +47,24 @@ class Scanner:
 
     def __init__(self, book: RuleBook) -> None:
         self.book = book
-        main: list[tuple[int, str, int]] = []
-        numbers: list[tuple[int, str, int]] = []
+        main: list[Expression] = []
+        numbers: list[Expression] = []
         for number, rule in enumerate(book.rules):
             flags = hyperscan.HS_FLAG_CASELESS if rule.caseless else 0
             (numbers if rule.hold == "digits" else main).append((number, rule.pattern, flags))
         for number, (gate, once) in enumerate(encodings.GATES, len(book.rules)):
             main.append((number, gate, hyperscan.HS_FLAG_SINGLEMATCH if once else 0))
         self._digits = len(book.rules) + len(encodings.GATES)
-        self._numbers = _Database(numbers) if numbers else None
         if numbers:
             main.append((self._digits, _DIGITS, 0))
-        self._main = _Database(main)
+        ready = stored()
+        self._numbers = Database(numbers, ready) if numbers else None
+        self._main = Database(main, ready)
         self.presets = {name: treat(book, name) for name in book.classes}
+
+    def packed(self) -> bytes:
+        """Return both databases as a file for the next start."""
+        return packed([each for each in (self._main, self._numbers) if each])
 
     def find(self, text: str, treatment: Treatment) -> list[Finding]:
         """Return what `text` holds that `treatment` does not allow, in order, without overlap.
@@ -206,10 +183,6 @@ def _in_characters(data: bytes, hits: list[Hit]) -> list[Hit]:
         out.append((number, characters))
         at = end
     return out
-
-
-def _collect(number: int, _start: int, end: int, _flags: int, hits: object) -> None:
-    cast("list[Hit]", hits).append((number, end))
 
 
 def _confirmed(rule: Rule, text: str, start: int, end: int) -> list[Finding]:

@@ -11,10 +11,11 @@ from proxy.egress.guard import MASK, KeyGuard
 from proxy.providers import Place
 
 from .actions import Blocked, Treatment
+from .database import Hit
 from .json_restore import restore
 from .json_walk import NOTHING, Document, rewrite
 from .placeholders import VALUE_MAX, marked
-from .scan import Finding, Hit, ScanFailed, Scanner, disjoint
+from .scan import Finding, ScanFailed, Scanner, disjoint
 from .views import View, Work
 
 LIVE_KEY = "live-key"
