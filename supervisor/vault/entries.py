@@ -10,7 +10,8 @@ import struct
 from collections.abc import Mapping
 
 RESERVED = "."  # names beginning with it are Anchorhold's own and never handed over
-SIGNING_KEY = ".signing"
+SIGNING_KEY = ".signing"  # of the gateway's tokens
+AUDIT_KEY = ".audit"  # of the audit log's checkpoints
 
 
 def size_of(entries: Mapping[str, memoryview]) -> int:

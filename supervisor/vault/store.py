@@ -1,4 +1,4 @@
-"""The vault directory: one lock, one file, one way to replace it.
+"""The vault directory: one lock, one file, one way to replace it; a key file at level T0.
 
 The lock is on the directory itself, so that a read-only mount can be locked too. A commit is
 `.new` -> fsync -> rename -> fsync of the directory: a crash at any step leaves the old or the new
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from .errors import Fault, VaultError
 
 NAME = "vault.json"
 _NEW = "vault.json.new"
+_KEY_FILE = re.compile(r"vault\.[0-9a-f]{16}\.key")
 
 
 @contextlib.contextmanager
@@ -39,6 +41,15 @@ def locked(directory: str, *, write: bool) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def lock_alone(directory: int) -> bool:
+    """Make a shared lock exclusive if nobody else reads. On False no lock may be left at all."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def exists(directory: int) -> bool:
@@ -76,6 +87,47 @@ def read(directory: int) -> bytes:
 
 def commit(directory: int, raw: bytes) -> None:
     """Replace the vault file by `raw`, durably and all at once. Raises VAULT_UNWRITABLE."""
+    _write(directory, NAME, raw)
+
+
+def _key_name(kid: str) -> str:
+    return f"vault.{kid}.key"
+
+
+def write_key(directory: int, kid: str, key: bytearray) -> None:
+    """Write a key file beside the vault file that will name it. Raises VAULT_UNWRITABLE."""
+    _write(directory, _key_name(kid), key)
+
+
+def read_key(directory: int, kid: str, out: bytearray) -> None:
+    """Fill `out` from the key file. Raises KEY_FILE_MISSING."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(_key_name(kid), flags, dir_fd=directory)
+    except OSError as error:
+        raise VaultError(Fault.KEY_FILE_MISSING, _reason(error)) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
+            raise VaultError(Fault.KEY_FILE_MISSING, "not a regular file of mode 0600")
+        # readv fills a buffer of ours, so no copy is left that nobody wipes.
+        if status.st_size != len(out) or os.readv(fd, [out]) != len(out):
+            raise VaultError(Fault.KEY_FILE_MISSING, "another size")
+    finally:
+        os.close(fd)
+
+
+def remove_keys(directory: int, but: str | None) -> None:
+    """Remove the key files that the vault file does not name any more. Raises VAULT_UNWRITABLE."""
+    try:
+        for name in os.listdir(directory):
+            if _KEY_FILE.fullmatch(name) and (but is None or name != _key_name(but)):
+                os.unlink(name, dir_fd=directory)
+    except OSError as error:
+        raise VaultError(Fault.VAULT_UNWRITABLE, f"a key file: {_reason(error)}") from error
+
+
+def _write(directory: int, name: str, raw: bytes | bytearray) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_NEW, dir_fd=directory)
@@ -86,7 +138,7 @@ def commit(directory: int, raw: bytes) -> None:
             while rest:
                 rest = rest[file.write(rest) :]
             os.fsync(fd)
-        os.rename(_NEW, NAME, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(_NEW, name, src_dir_fd=directory, dst_dir_fd=directory)
         os.fsync(directory)
     except OSError as error:
         with contextlib.suppress(OSError):

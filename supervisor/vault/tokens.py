@@ -13,27 +13,29 @@ from typing import cast
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from .document import SigningKey
 from .errors import Fault, VaultError
+from .header import SigningKey
 
 ISSUER = "anchorhold"
 LIFETIME_MAX = 31_536_000  # one year, in seconds
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 
 
-def _base64url(raw: bytes) -> str:
+def base64url(raw: bytes) -> str:
+    """Base64 for URLs without padding (RFC 7515)."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-def _load(private: bytearray | memoryview) -> Ed25519PrivateKey:
+def load_key(private: bytearray | memoryview) -> Ed25519PrivateKey:
+    """The key from its 32 raw bytes."""
     # The stubs say bytes; any buffer works and spares a copy that could not be wiped.
     return Ed25519PrivateKey.from_private_bytes(cast(bytes, private))
 
 
 def public_key(private: bytearray | memoryview) -> SigningKey:
     """The public half of a raw private key: kid is the first 16 hex digits of its SHA-256."""
-    raw = _load(private).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return SigningKey(kid=hashlib.sha256(raw).hexdigest()[:16], x=_base64url(raw))
+    raw = load_key(private).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return SigningKey(kid=hashlib.sha256(raw).hexdigest()[:16], x=base64url(raw))
 
 
 def check_claims(client: str, workload: str, lifetime: int) -> None:
@@ -61,6 +63,6 @@ def issue(
     }
     head = {"alg": "EdDSA", "kid": kid, "typ": "JWT"}
     parts = (json.dumps(part, separators=(",", ":")).encode() for part in (head, claims))
-    signed = ".".join(_base64url(part) for part in parts)
-    signature = _load(private).sign(signed.encode())
-    return f"{signed}.{_base64url(signature)}", claims
+    signed = ".".join(base64url(part) for part in parts)
+    signature = load_key(private).sign(signed.encode())
+    return f"{signed}.{base64url(signature)}", claims

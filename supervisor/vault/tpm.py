@@ -1,4 +1,4 @@
-"""The TPM steps: storage root key, salted sessions, PCRs, seal and unseal. ESAPI, one thread.
+"""The TPM steps: storage root key, PCRs, sealing and unsealing. One connection, one thread.
 
 Every session that carries a secret, or a value we trust, is salted to the storage root key whose
 name was compared first: the bus in between is not trusted, and an unsalted session's key follows
@@ -8,30 +8,24 @@ from what is seen on it. Every object and session is flushed in `finally`.
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-os.environ["TSS2_LOG"] = "all+none"  # before the import: libtss2 would log to stderr
-
-from tpm2_pytss import types as tss  # type: ignore[import-untyped]
-from tpm2_pytss._libtpm2_pytss import ffi  # type: ignore[import-untyped]
-from tpm2_pytss.constants import (  # type: ignore[import-untyped]
-    ESYS_TR,
-    TPM2_ALG,
-    TPM2_CAP,
-    TPM2_SE,
-    TPMA_SESSION,
-)
-from tpm2_pytss.ESAPI import ESAPI  # type: ignore[import-untyped]
-from tpm2_pytss.TSS2_Exception import TSS2_Exception  # type: ignore[import-untyped]
 
 from . import policy
-from .document import Approval
+from .channel import open_channel
+from .commands import (
+    AUDIT,
+    DECRYPT,
+    ENCRYPT,
+    HMAC_SESSION,
+    POLICY_SESSION,
+    Commands,
+    Entity,
+    TpmError,
+)
 from .errors import Fault, VaultError
-from .transport import open_tcti
+from .header import Approval, SealedTo
 
 SRK = 0x81000001
 PAYLOAD = 64  # KEK (32) | private scalar of K_pol (32)
@@ -46,21 +40,21 @@ _SRK_TEMPLATE = struct.pack(
     *(0x0006, 128, 0x0043, 0x0010, 0x0003, 0x0010),
     *(0, 0),
 )
-_SEALED_ATTRIBUTES = 0x0000_0412  # FIXEDTPM | FIXEDPARENT | NODA: no auth value opens it
+# FIXEDTPM | FIXEDPARENT, no USERWITHAUTH: only the policy opens it. Without a PIN NODA too: it
+# opens during a dictionary-attack lockout, which guesses of a PIN must not.
+_SEALED_ATTRIBUTES, _NO_DA = 0x0000_0012, 0x0000_0400
 
-# Properties (TPM 2.0 part 2, 6.13); tpm2_pytss 1.2.0 names only some of them.
+# Properties (TPM 2.0 part 2, 6.13)
 _MANUFACTURER = 0x105
-_VENDOR_STRING = 0x106  # and the next three
+_VENDOR_STRINGS = (0x106, 0x107, 0x108, 0x109)
 _FIRMWARE_VERSION = 0x10B
 _PERMANENT = 0x200
+_LOCKOUT_COUNTER, _MAX_AUTH_FAIL, _LOCKOUT_INTERVAL = 0x20E, 0x20F, 0x210
+_EK_CERTIFICATES = (0x01C00002, 0x01C0000A)  # NV indexes: RSA 2048, ECC P-256
 
-_HANDLE_UNKNOWN = 0x18B  # format-one HANDLE, handle 1
-_OWNER_BAD_AUTH = 0x9A2
-_INTEGRITY = 0x1DF  # format-one INTEGRITY, parameter 1
-_POLICY_FAIL = 0x99D
-_PCR_CHANGED = 0x128
-_LOCKOUT = 0x921
-_IO_ERROR = 0xA000A
+HANDLE_UNKNOWN = 0x8B
+_BAD_AUTH, _AUTH_FAIL, _INTEGRITY, _POLICY_FAIL = 0xA2, 0x8E, 0x9F, 0x9D
+_POLICY, _PCR_CHANGED, _LOCKOUT = 0x126, 0x128, 0x921
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +66,10 @@ class Facts:
     firmware: str
     software: bool
     owner_auth_set: bool
+    lockout_auth_set: bool
+    in_lockout: bool
+    tries_left: int
+    lockout_seconds: int
 
     @property
     def identity(self) -> str:
@@ -79,306 +77,271 @@ class Facts:
         return f"{self.manufacturer} {self.vendor} {self.firmware}"
 
 
-@dataclass(frozen=True, slots=True)
-class StorageKey:
-    """The storage root key: its ESYS handle and its name (algorithm and digest)."""
-
-    handle: Any
-    name: bytes
-
-
-def _rc(error: TSS2_Exception) -> int:
-    return int(error.rc)
-
-
 @contextlib.contextmanager
-def _named() -> Iterator[None]:
-    """Errors of libtss2 leave as named errors."""
-    try:
-        yield
-    except TSS2_Exception as error:
-        code = _rc(error)
-        if code == _LOCKOUT:
-            raise VaultError(Fault.TPM_LOCKOUT) from None
-        detail = "no answer" if code == _IO_ERROR else f"return code 0x{code:x}"
-        raise VaultError(Fault.TPM_FAULT, detail) from None
+def connected(where: str, backend: str = "raw") -> Iterator[Tpm]:
+    """The TPM at `where` (`device` or `socket:/PATH`) by `raw` or `esapi`.
 
+    Raises TPM_ABSENT, TPM_DENIED, TPM_BUSY, TPM_FAULT. Return codes that nothing inside the context
+    understood leave as DA_LOCKOUT or TPM_FAULT.
+    """
+    with open_channel(where) as channel, contextlib.ExitStack() as stack:
+        # Imported by choice: libtss2 and cffi cost 15 MB and 0.2 s.
+        if backend == "raw":
+            from .raw import RawCommands
 
-@contextlib.contextmanager
-def connected(where: str) -> Iterator[Tpm]:
-    """The TPM at `where` (`device` or `socket:/PATH`). Raises TPM_ABSENT, TPM_DENIED, TPM_FAULT."""
-    tcti, close = open_tcti(where)
-    try:
-        with _named(), ESAPI(tcti) as esys:
-            yield Tpm(esys)
-    finally:
-        close()
+            commands: Commands = RawCommands(channel)
+        else:
+            from .esapi import esapi_commands
+
+            commands = stack.enter_context(esapi_commands(channel))
+        tpm = Tpm(commands)
+        try:
+            yield tpm
+        except TpmError as error:
+            if error.code == _LOCKOUT:
+                raise tpm.lockout() from None
+            raise VaultError(Fault.TPM_FAULT, f"return code 0x{error.code:x}") from None
 
 
 def _printable(raw: bytes) -> str:
     return "".join(chr(byte) if 0x20 < byte < 0x7F else " " for byte in raw).strip() or "?"
 
 
-def _zero(cdata: Any) -> None:
-    """Overwrite the structure that a cffi pointer points to."""
-    view = ffi.buffer(cdata)
-    view[:] = bytes(len(view))
+def sealed_policy(point: bytes, *, pin: bool) -> bytes:
+    """The policy digest of the sealed object for K_pol, with or without a PIN."""
+    authorised = policy.policy_authorize(point)
+    return policy.policy_auth_value(authorised) if pin else authorised
 
 
-def sealed_public(auth_policy: bytes, unique: bytes) -> bytes:
-    """TPM2B_PUBLIC of the sealed object: fixed but for policy and `unique` (empty in templates)."""
-    area = struct.pack("!HHIH", 0x0008, 0x000B, _SEALED_ATTRIBUTES, len(auth_policy)) + auth_policy
-    area += struct.pack("!HH", 0x0010, len(unique)) + unique
-    return struct.pack("!H", len(area)) + area
-
-
-def _public(area: bytes) -> Any:
-    return tss.TPM2B_PUBLIC.unmarshal(struct.pack("!H", len(area)) + area)[0]
+def sealed_template(auth_policy: bytes, unique: bytes, *, pin: bool) -> bytes:
+    """TPMT_PUBLIC of the sealed object: fixed but for policy and `unique` (empty in templates)."""
+    attributes = _SEALED_ATTRIBUTES | (0 if pin else _NO_DA)
+    area = struct.pack("!HHIH", 0x0008, 0x000B, attributes, len(auth_policy)) + auth_policy
+    return area + struct.pack("!HH", 0x0010, len(unique)) + unique
 
 
 class Tpm:
     """One connection to a TPM. Made by `connected`."""
 
-    def __init__(self, esys: Any) -> None:
-        self._esys = esys
+    def __init__(self, commands: Commands) -> None:
+        self.commands = commands
 
-    def _property(self, which: int) -> int:
-        _, data = self._esys.get_capability(
-            capability=TPM2_CAP.TPM_PROPERTIES, prop=which, property_count=1
-        )
-        found = data.data.tpmProperties
-        if len(found) != 1 or int(found[0].property) != which:
-            raise VaultError(Fault.TPM_FAULT, f"property 0x{which:x} is missing")
-        return int(found[0].value)
+    def _properties(self, first: int, last: int) -> dict[int, int]:
+        found: dict[int, int] = {}
+        while (at := max(found, default=first - 1) + 1) <= last:
+            more = self.commands.properties(at, last + 1 - at)
+            if not more or min(more) < at:  # a TPM leaves out what it does not know
+                break
+            found |= more
+        return found
 
     def facts(self) -> Facts:
-        """Manufacturer, firmware and whether it is software; the TPM's own words, not proven."""
-        strings = [
-            self._property(which).to_bytes(4, "big")
-            for which in range(_VENDOR_STRING, _VENDOR_STRING + 4)
-        ]
-        vendor = " ".join(_printable(b"".join(strings)).split())
-        version = self._property(_FIRMWARE_VERSION)
-        return Facts(
-            manufacturer=_printable(self._property(_MANUFACTURER).to_bytes(4, "big")),
-            vendor=vendor,
-            firmware=f"{version >> 16}.{version & 0xFFFF}",
-            software=vendor.startswith(_SOFTWARE_VENDORS),
-            owner_auth_set=bool(self._property(_PERMANENT) & 1),
-        )
+        """Manufacturer, firmware, lockout, whether it is software: its own words, not proven."""
+        found = self._properties(_MANUFACTURER, _FIRMWARE_VERSION)
+        found |= self._properties(_PERMANENT, _LOCKOUT_INTERVAL)
+        try:
+            words = [found[which].to_bytes(4, "big") for which in _VENDOR_STRINGS]
+            vendor = " ".join(_printable(b"".join(words)).split())
+            version, permanent = found[_FIRMWARE_VERSION], found[_PERMANENT]
+            return Facts(
+                manufacturer=_printable(found[_MANUFACTURER].to_bytes(4, "big")),
+                vendor=vendor,
+                firmware=f"{version >> 16}.{version & 0xFFFF}",
+                software=vendor.startswith(_SOFTWARE_VENDORS),
+                owner_auth_set=bool(permanent & 1),
+                lockout_auth_set=bool(permanent & 4),
+                in_lockout=bool(permanent & 0x200),
+                tries_left=max(0, found[_MAX_AUTH_FAIL] - found[_LOCKOUT_COUNTER]),
+                lockout_seconds=found[_LOCKOUT_INTERVAL],
+            )
+        except KeyError as error:
+            detail = f"property 0x{error.args[0]:x} is missing"
+            raise VaultError(Fault.TPM_FAULT, detail) from None
 
-    def storage_key(self, pinned: bytes | None) -> StorageKey:
-        """The storage root key, used as found, if its name is the pinned one (None: any).
+    def lockout(self) -> VaultError:
+        """The error for a TPM in lockout, with the seconds after which one try comes back."""
+        seconds = self.facts().lockout_seconds
+        return VaultError(Fault.DA_LOCKOUT, f"one try comes back every {seconds} seconds")
+
+    def endorsement(self) -> str:
+        """`unknown-ca` if the TPM holds an endorsement certificate, else `absent`.
+
+        No list of manufacturers' authorities is at hand, so none is ever called verified.
+        """
+        for index in _EK_CERTIFICATES:
+            try:
+                self.commands.nv(index)
+            except TpmError as error:
+                if error.kind != HANDLE_UNKNOWN:
+                    raise
+            else:
+                return "unknown-ca"
+        return "absent"
+
+    def storage_key(self, *pins: bytes | None) -> Entity:
+        """The storage root key, used as found, if its name is each of `pins` (None: any).
 
         Raises TPM_CLEARED if there is none, TPM_CHANGED if it has another name.
         """
         try:
-            handle = self._esys.tr_from_tpmpublic(handle=SRK)
-        except TSS2_Exception as error:
-            if _rc(error) & 0xFFF == _HANDLE_UNKNOWN:
+            key = self.commands.persistent(SRK)
+        except TpmError as error:
+            if error.kind == HANDLE_UNKNOWN:
                 raise VaultError(Fault.TPM_CLEARED) from None
             raise
-        # ESYS computes this name from the very public area that salts are encrypted to.
-        name = bytes(self._esys.tr_get_name(handle=handle))
-        if pinned is not None and name != pinned:
+        if any(pin is not None and key.name != pin for pin in pins):
             raise VaultError(Fault.TPM_CHANGED)
-        return StorageKey(handle, name)
+        return key
 
-    def ensure_storage_key(self) -> StorageKey:
+    def ensure_storage_key(self, pin: bytes | None) -> Entity:
         """The storage root key; made and kept at 0x81000001 if there is none.
+
+        Raises OWNER_AUTH_SET, TPM_CHANGED.
+        """
+        try:
+            return self.storage_key(pin)
+        except VaultError as error:
+            if error.fault is not Fault.TPM_CLEARED:
+                raise
+        with self.owner():
+            self.commands.create_persistent(_SRK_TEMPLATE, SRK)
+        return self.storage_key(pin)
+
+    @contextlib.contextmanager
+    def owner(self) -> Iterator[None]:
+        """Commands of the owner hierarchy, used with its usual empty password.
 
         Raises OWNER_AUTH_SET.
         """
         try:
-            return self.storage_key(None)
-        except VaultError as error:
-            if error.fault is not Fault.TPM_CLEARED:
-                raise
-        try:
-            handle, *_ = self._esys.create_primary(
-                in_sensitive=None, in_public=_public(_SRK_TEMPLATE), primary_handle=ESYS_TR.OWNER
-            )
-            try:
-                self._esys.evict_control(
-                    auth=ESYS_TR.OWNER, object_handle=handle, persistent_handle=SRK
-                )
-            finally:
-                self._esys.flush_context(flush_handle=handle)
-        except TSS2_Exception as error:
-            if _rc(error) == _OWNER_BAD_AUTH:
+            yield
+        except TpmError as error:
+            if error.kind == _BAD_AUTH:
                 raise VaultError(Fault.OWNER_AUTH_SET) from None
             raise
-        return self.storage_key(None)
 
-    @contextlib.contextmanager
-    def _session(self, key: StorageKey, kind: int, attributes: int) -> Iterator[Any]:
-        """A session salted to `key`, with AES-128-CFB parameter encryption."""
-        session = self._esys.start_auth_session(
-            tpm_key=key.handle,
-            bind=ESYS_TR.NONE,
-            session_type=kind,
-            symmetric=tss.TPMT_SYM_DEF(
-                algorithm=TPM2_ALG.AES,
-                keyBits=tss.TPMU_SYM_KEY_BITS(sym=128),
-                mode=tss.TPMU_SYM_MODE(sym=TPM2_ALG.CFB),
-            ),
-            auth_hash=TPM2_ALG.SHA256,
-        )
-        try:
-            self._esys.trsess_set_attributes(
-                session=session, attributes=attributes | TPMA_SESSION.CONTINUESESSION
-            )
-            yield session
-        finally:
-            with contextlib.suppress(TSS2_Exception):
-                self._esys.flush_context(flush_handle=session)
-
-    def read_pcrs(self, pcrs: Sequence[int], key: StorageKey, *, software: bool) -> list[bytes]:
+    def read_pcrs(self, pcrs: Sequence[int], key: Entity, *, software: bool) -> tuple[bytes, ...]:
         """The SHA-256 values of `pcrs` (ascending), read in a session that the bus cannot forge.
 
         Raises PCR_BANK_MISSING: an absent bank answers with fewer digests, and a policy over it
         would hold whatever the PCRs contain. All FF is a PCR out of reach; all 00 was never
         measured, which is accepted from a software TPM only (no firmware measures into it).
         """
-        wanted = policy.selection(pcrs)
-        selection = tss.TPML_PCR_SELECTION.unmarshal(wanted)[0]
+        if not pcrs:
+            return ()
         values: list[bytes] = []
         remaining = list(pcrs)
-        with self._session(key, TPM2_SE.HMAC, TPMA_SESSION.AUDIT) as session:
+        with self.commands.session(key, HMAC_SESSION, AUDIT) as session:
             while remaining:  # a TPM gives at most eight digests at a time
-                selection = tss.TPML_PCR_SELECTION.unmarshal(policy.selection(remaining))[0]
-                _, returned, digests = self._esys.pcr_read(
-                    pcr_selection_in=selection, session1=session
-                )
-                found = [bytes(digest) for digest in digests]
+                wanted = policy.selection(remaining)
+                returned, found = self.commands.pcr_read(wanted, session)
                 part, remaining = remaining[: len(found)], remaining[len(found) :]
-                if not found or bytes(returned.marshal()) != policy.selection(part):
+                if not found or returned != policy.selection(part):
                     raise VaultError(Fault.PCR_BANK_MISSING)
                 values += found
         for pcr, value in zip(pcrs, values, strict=True):
             if len(value) != 32 or value == b"\xff" * 32 or (value == bytes(32) and not software):
                 raise VaultError(Fault.PCR_BANK_MISSING, f"PCR {pcr}")
-        return values
+        return tuple(values)
 
-    def seal(self, key: StorageKey, payload: bytearray, auth_policy: bytes) -> tuple[bytes, bytes]:
-        """A sealed object of `payload` (64 bytes) that only `auth_policy` opens: (priv, pub)."""
-        sensitive = tss.TPM2B_SENSITIVE_CREATE()
-        data = sensitive._cdata.sensitive.data
-        data.size = len(payload)
-        ffi.memmove(data.buffer, payload, len(payload))
-        template = tss.TPM2B_PUBLIC.unmarshal(sealed_public(auth_policy, b""))[0]
-        both = TPMA_SESSION.DECRYPT | TPMA_SESSION.ENCRYPT
-        try:
-            with self._session(key, TPM2_SE.HMAC, both) as session:
-                private, public, *_ = self._esys.create(
-                    parent_handle=key.handle,
-                    in_sensitive=sensitive,
-                    in_public=template,
-                    session1=session,
-                )
-        finally:
-            _zero(sensitive._cdata)
-        return bytes(private.marshal()), bytes(public.marshal())
+    def seal(
+        self, key: Entity, payload: bytearray, point: bytes, auth: bytearray | None
+    ) -> tuple[bytes, bytes]:
+        """A sealed object of `payload` that only K_pol's approvals open: (priv, pub).
+
+        With `auth` (from a PIN) they open it only together with that.
+        """
+        pin = auth is not None
+        template = sealed_template(sealed_policy(point, pin=pin), b"", pin=pin)
+        with self.commands.session(key, HMAC_SESSION, DECRYPT | ENCRYPT) as session:
+            return self.commands.create(key, template, payload, auth or bytearray(), session)
 
     def unseal(
         self,
-        key: StorageKey,
-        sealed: tuple[bytes, bytes],
-        pol_pub: bytes,
-        pcrs: Sequence[int],
+        key: Entity,
+        sealed: SealedTo,
         approval: Approval,
+        counter: tuple[Entity, int] | None,
+        auth: bytearray | None,
         out: bytearray,
     ) -> None:
-        """Open the sealed object (priv, pub) under an approval and put the payload into `out`.
+        """Open the sealed object under an approval and put the payload into `out`.
 
-        Raises TAMPERED, PCR_CHANGED, PCR_UNSTABLE.
+        `counter` is the rollback counter and the bound that the approval was signed for.
+        Raises TAMPERED, PCR_CHANGED, PCR_UNSTABLE, ROLLBACK, PIN_WRONG, DA_LOCKOUT.
         """
-        private = tss.TPM2B_PRIVATE.unmarshal(sealed[0])[0]
-        public = tss.TPM2B_PUBLIC.unmarshal(sealed[1])[0]
         try:
-            handle = self._esys.load(parent_handle=key.handle, in_private=private, in_public=public)
-        except TSS2_Exception as error:
-            if error.fmt1 and _rc(error) & 0xBF == _INTEGRITY & 0xBF:
+            item = self.commands.load(key, sealed.priv, sealed.pub)
+        except TpmError as error:
+            if error.kind == _INTEGRITY:
                 raise VaultError(Fault.TAMPERED, "the sealed object is not this TPM's") from None
             raise
         try:
             for _ in range(_RETRIES):
-                if self._try_unseal(key, handle, pol_pub, pcrs, approval, out):
+                if self._try_unseal(key, item, sealed, approval, counter, auth, out):
                     return
         finally:
-            self._esys.flush_context(flush_handle=handle)
+            self.commands.flush(item)
         raise VaultError(Fault.PCR_UNSTABLE)
 
     def _try_unseal(
         self,
-        key: StorageKey,
-        handle: Any,
-        pol_pub: bytes,
-        pcrs: Sequence[int],
+        key: Entity,
+        item: Entity,
+        sealed: SealedTo,
         approval: Approval,
+        counter: tuple[Entity, int] | None,
+        auth: bytearray | None,
         out: bytearray,
     ) -> bool:
         """One try in one policy session; False if a PCR was extended in between."""
-        with self._session(key, TPM2_SE.POLICY, TPMA_SESSION.ENCRYPT) as session:
-            self._esys.policy_pcr(
-                policy_session=session,
-                pcr_digest=b"",  # the TPM takes the current values
-                pcrs=tss.TPML_PCR_SELECTION.unmarshal(policy.selection(pcrs))[0],
-            )
+        commands = self.commands
+        with commands.session(key, POLICY_SESSION, ENCRYPT) as session:
+            if sealed.pcrs:
+                commands.policy_pcr(session, policy.selection(sealed.pcrs))
+            if counter is not None:
+                self._policy_counter(session, *counter)
             # Unseal says the same for every broken policy; only this comparison can name the PCRs.
-            if bytes(self._esys.policy_get_digest(policy_session=session)) != approval.digest:
+            if commands.policy_digest(session) != approval.digest:
                 raise VaultError(Fault.PCR_CHANGED, "changed while the vault was opened")
-            ticket = self._verify(pol_pub, approval)
-            self._esys.policy_authorize(
-                policy_session=session,
-                approved_policy=approval.digest,
-                policy_ref=policy.REF,
-                key_sign=policy.key_name(pol_pub),
-                check_ticket=ticket,
-            )
+            ticket = self._verify(sealed.pol_pub, approval)
+            signer = policy.key_name(sealed.pol_pub)
+            commands.policy_authorize(session, approval.digest, policy.REF, signer, ticket)
+            if auth is not None:
+                commands.policy_auth_value(session)
             try:
-                secret = self._esys.unseal(item_handle=handle, session1=session)
-            except TSS2_Exception as error:
-                if _rc(error) == _PCR_CHANGED:
+                size = commands.unseal(item, auth or bytearray(), session, out)
+            except TpmError as error:
+                if error.code == _PCR_CHANGED:
                     return False
-                if _rc(error) == _POLICY_FAIL:
-                    detail = "the sealed object has another policy"
-                    raise VaultError(Fault.TAMPERED, detail) from None
-                raise
-            cdata = secret._cdata
-            try:
-                if cdata.size != len(out):
-                    raise VaultError(Fault.TAMPERED, "the sealed payload has another size")
-                ffi.memmove(out, cdata.buffer, len(out))
-            finally:
-                _zero(cdata)
-        self._scrub()
+                raise self._refusal(error) from None
+            if size != len(out):
+                raise VaultError(Fault.TAMPERED, "the sealed payload has another size")
+        commands.scrub()
         return True
 
-    def _verify(self, pol_pub: bytes, approval: Approval) -> Any:
-        """The TPM's ticket that K_pol signed this approval."""
-        signature = tss.TPMT_SIGNATURE.unmarshal(
-            struct.pack("!HHH", TPM2_ALG.ECDSA, TPM2_ALG.SHA256, 32)
-            + approval.r
-            + struct.pack("!H", 32)
-            + approval.s
-        )[0]
-        signer = self._esys.load_external(
-            in_public=_public(policy.public_area(pol_pub)), hierarchy=ESYS_TR.OWNER
-        )
+    def _policy_counter(self, session: object, index: Entity, bound: int) -> None:
         try:
-            return self._esys.verify_signature(
-                key_handle=signer,
-                digest=policy.approved_hash(approval.digest),
-                signature=signature,
-            )
-        finally:
-            self._esys.flush_context(flush_handle=signer)
+            self.commands.policy_nv(session, index, policy.operand(bound))
+        except TpmError as error:
+            if error.code == _POLICY:
+                raise VaultError(Fault.ROLLBACK, "the TPM refused the file's approval") from None
+            raise
 
-    def _scrub(self) -> None:
-        """Overwrite ESYS's command buffer, in which the unsealed payload was decrypted."""
-        for _ in range(3):
-            self._esys.get_random(bytes_requested=48)
-        self._esys.get_capability(
-            capability=TPM2_CAP.TPM_PROPERTIES, prop=_MANUFACTURER, property_count=64
-        )
+    def _refusal(self, error: TpmError) -> Exception:
+        if error.kind == _AUTH_FAIL:
+            return VaultError(Fault.PIN_WRONG, f"{self.facts().tries_left} tries left")
+        if error.code == _LOCKOUT:
+            return self.lockout()
+        if error.kind == _POLICY_FAIL:
+            return VaultError(Fault.TAMPERED, "the sealed object has another policy")
+        return error
+
+    def _verify(self, point: bytes, approval: Approval) -> object:
+        """The TPM's ticket that K_pol signed this approval."""
+        signer = self.commands.load_external(policy.public_area(point))
+        try:
+            digest = policy.approved_hash(approval.digest)
+            return self.commands.verify(signer, digest, policy.signature(approval.r, approval.s))
+        finally:
+            self.commands.flush(signer)

@@ -1,18 +1,25 @@
-"""The vault as a whole: made, opened, changed. Composes the file, the TPM and the cryptography."""
+"""The vault as a whole: made, opened, changed, recovered. Composes file, sealing and keys."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import crypto, document, entries, levels, policy, store, tokens
-from .document import Approval, Document, Header, SealedTo
-from .errors import Fault, VaultError
-from .tpm import PAYLOAD, SRK, Facts, StorageKey, Tpm, sealed_public
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-_WRAP_INFO = b"vault/kek"
+from . import approvals, crypto, document, entries, policy, recovery, sealing, store, tokens
+from .commands import TpmError
+from .counter import State
+from .document import Document
+from .errors import Fault, VaultError
+from .header import VERSION, Header, KeyFile
+from .sealing import Boot, Sealing
+from .tpm import Tpm
+
 _DATA_INFO = b"vault/data"
 
 
@@ -22,11 +29,21 @@ def _now() -> str:
 
 @dataclass(slots=True)
 class Opened:
-    """An authenticated vault: its document, its key-encryption key, its plaintext."""
+    """An authenticated vault: its header (with the approvals still wanted), sealing, plaintext.
 
-    document: Document
-    kek: bytearray
+    `sealing` is None where a recovery key opened it: such a vault can be read, and enrolled anew.
+    """
+
+    directory: int
+    header: Header
     plain: bytearray
+    sealing: Sealing | None
+    pin: bytearray | None = None
+
+    @property
+    def tpm(self) -> Tpm | None:
+        """The TPM that opened it."""
+        return self.sealing.tpm if self.sealing else None
 
     def entries(self) -> dict[str, memoryview]:
         """Names and values, as views into `plain`."""
@@ -37,93 +54,9 @@ class Opened:
 
     def wipe(self) -> None:
         """Overwrite what is secret."""
-        crypto.wipe(self.kek, self.plain)
-
-
-def create(
-    directory: int, tpm: Tpm, pcrs: Sequence[int], *, software_allowed: bool, secure_boot: bool
-) -> Header:
-    """Make a vault bound to the present values of `pcrs`, holding a fresh token signing key only.
-
-    Raises VAULT_EXISTS, SOFTWARE_TPM, PCR_BANK_MISSING, OWNER_AUTH_SET and TPM errors.
-    """
-    if store.exists(directory):
-        raise VaultError(Fault.VAULT_EXISTS)
-    facts = tpm.facts()
-    if facts.software and not software_allowed:
-        raise VaultError(Fault.SOFTWARE_TPM)
-    key = tpm.ensure_storage_key()
-    pcrs = sorted(set(pcrs))
-    values = tuple(tpm.read_pcrs(pcrs, key, software=facts.software))
-    signer, point = policy.new_key()
-    digest = policy.policy_pcr(pcrs, values)
-    r, s = policy.approve(signer, digest)
-    kek = crypto.random_key()
-    payload = kek + signer.private_numbers().private_value.to_bytes(PAYLOAD - len(kek), "big")
-    signing = crypto.random_key()
-    plain = bytearray()
-    try:
-        priv, pub = tpm.seal(key, payload, policy.policy_authorize(point))
-        header = Header(
-            id=os.urandom(16).hex(),
-            gen=0,  # the first commit makes it 1
-            date=_now(),
-            level=levels.level(software=facts.software, pcrs=pcrs, secure_boot=secure_boot).code,
-            keys=(tokens.public_key(signing),),
-            tpm=SealedTo(
-                identity=facts.identity[:80],
-                ek="unchecked",
-                srk=SRK,
-                srk_name=key.name,
-                priv=priv,
-                pub=pub,
-                pol_pub=point,
-                pcrs=tuple(pcrs),
-                wrap_nonce=bytes(crypto.NONCE),
-                wrap=bytes(crypto.KEY + crypto.TAG),
-                approvals=(Approval("enrolment", 1, values, digest, r, s),),
-            ),
-        )
-        check_sealed(header)
-        values_of = {entries.SIGNING_KEY: memoryview(signing)}
-        plain = bytearray(entries.size_of(values_of))
-        entries.write(values_of, memoryview(plain))
-        return _commit(directory, header, kek, plain)
-    finally:
-        crypto.wipe(kek, payload, signing, plain)
-
-
-def change(directory: int, opened: Opened, values: dict[str, memoryview]) -> Header:
-    """Commit `values` as the new contents. Raises VAULT_FULL, VAULT_UNWRITABLE."""
-    if entries.size_of(values) > document.FILE_MAX:
-        raise VaultError(Fault.VAULT_FULL)
-    plain = bytearray(entries.size_of(values))
-    try:
-        entries.write(values, memoryview(plain))
-        return _commit(directory, opened.document.header, opened.kek, plain)
-    finally:
-        crypto.wipe(plain)
-
-
-def _commit(directory: int, header: Header, kek: bytearray, plain: bytearray) -> Header:
-    """Encrypt under a fresh master key and replace the file; generation + 1."""
-    vmk = crypto.random_key()
-    wrapping = crypto.derive(kek, _WRAP_INFO)
-    data_key = crypto.derive(vmk, _DATA_INFO)
-    try:
-        wrap_nonce, nonce = os.urandom(crypto.NONCE), os.urandom(crypto.NONCE)
-        wrap = crypto.seal(wrapping, wrap_nonce, vmk, header.id.encode())
-        header = document.renewed(
-            header,
-            gen=header.gen + 1,
-            date=_now(),
-            tpm=document.rewrapped(header.tpm, wrap_nonce, wrap),
-        )
-        data = crypto.seal(data_key, nonce, plain, header.canonical())
-    finally:
-        crypto.wipe(vmk, wrapping, data_key)
-    store.commit(directory, Document(header, nonce, data).to_bytes())
-    return header
+        crypto.wipe(self.plain, self.pin or b"")
+        if self.sealing:
+            self.sealing.wipe()
 
 
 def load(directory: int) -> Document:
@@ -131,83 +64,215 @@ def load(directory: int) -> Document:
     return document.parse(store.read(directory))
 
 
-def open_vault(directory: int, tpm: Tpm) -> Opened:
-    """Unseal, authenticate and decrypt the vault. The caller wipes the result.
-
-    Raises the faults of `unseal_kek`; TAMPERED if the header or the data were changed.
-    """
-    doc = load(directory)
-    kek = unseal_kek(doc.header, tpm)
+def _decrypt(doc: Document, vmk: bytearray) -> bytearray:
+    """Authenticate header and data and decrypt the data. Raises TAMPERED."""
     plain = bytearray(len(doc.data) - crypto.TAG)
+    data_key = crypto.derive(vmk, _DATA_INFO)
     try:
-        decrypt_into(doc, kek, plain)
-    except BaseException:
-        crypto.wipe(kek, plain)
-        raise
-    return Opened(doc, kek, plain)
-
-
-def unseal_kek(header: Header, tpm: Tpm) -> bytearray:
-    """The key-encryption key from the TPM.
-
-    Raises TPM_CLEARED, TPM_CHANGED, PCR_CHANGED, PCR_UNSTABLE, PCR_BANK_MISSING, TAMPERED.
-    """
-    check_sealed(header)
-    sealed = header.tpm
-    key = tpm.storage_key(sealed.srk_name)
-    approval = matching_approval(header, tpm, key, tpm.facts())
-    payload = bytearray(PAYLOAD)
-    try:
-        tpm.unseal(key, (sealed.priv, sealed.pub), sealed.pol_pub, sealed.pcrs, approval, payload)
-        return payload[: crypto.KEY]
-    finally:
-        crypto.wipe(payload)
-
-
-def decrypt_into(doc: Document, kek: bytearray, out: bytearray) -> None:
-    """Authenticate header and data and decrypt the data into `out`. Raises TAMPERED."""
-    header = doc.header
-    wrapping = crypto.derive(kek, _WRAP_INFO)
-    vmk = bytearray(crypto.KEY)
-    data_key = bytearray()
-    try:
-        crypto.open_into(wrapping, header.tpm.wrap_nonce, header.tpm.wrap, header.id.encode(), vmk)
-        data_key = crypto.derive(vmk, _DATA_INFO)
-        crypto.open_into(data_key, doc.nonce, doc.data, header.canonical(), out)
+        crypto.open_into(data_key, doc.nonce, doc.data, doc.authenticated, plain)
     except crypto.ForgedError:
         raise VaultError(Fault.TAMPERED, "header or data do not fit the key") from None
     finally:
-        crypto.wipe(wrapping, vmk, data_key)
+        crypto.wipe(data_key)
+    return plain
 
 
-def check_sealed(header: Header) -> None:
-    """What can be checked of the sealed object without the TPM. Raises TAMPERED.
+def _unwrapped(doc: Document, kept: Sealing) -> bytearray:
+    vmk = kept.unwrap(doc.header)
+    try:
+        return _decrypt(doc, vmk)
+    finally:
+        crypto.wipe(vmk)
 
-    Nothing here is a secret check: it gives a clear error before the TPM's unspecific one.
+
+def open_by_file(directory: int, doc: Document, file: KeyFile) -> Opened:
+    """Open a vault of level T0 with its key file. Raises KEY_FILE_MISSING, TAMPERED."""
+    kept = sealing.open_file(directory, file)
+    try:
+        return Opened(directory, doc.header, _unwrapped(doc, kept), kept)
+    except BaseException:
+        kept.wipe()
+        raise
+
+
+def open_by_tpm(
+    directory: int, doc: Document, tpm: Tpm, *, pinned: bytes | None, pin: bytearray | None
+) -> Opened:
+    """Unseal, authenticate and decrypt the vault; roll the counter forward where it is behind.
+
+    Raises TPM_CLEARED, TPM_CHANGED, NV_MISSING, NV_TAMPERED, ROLLBACK, COUNTER_BEHIND, PCR_CHANGED,
+    PCR_UNSTABLE, PCR_BANK_MISSING, PIN_NEEDED, PIN_WRONG, DA_LOCKOUT; TAMPERED if the header or the
+    data were changed.
     """
-    sealed = header.tpm
-    unique = sealed.pub[-32:]
-    if sealed.pub != sealed_public(policy.policy_authorize(sealed.pol_pub), unique):
-        raise VaultError(Fault.TAMPERED, "the sealed object is not bound to the policy key")
-    if sealed.srk != SRK:
-        raise VaultError(Fault.TAMPERED, "another storage root key handle")
-    for approval in sealed.approvals:
-        if approval.digest != policy.policy_pcr(sealed.pcrs, approval.pcr):
-            raise VaultError(Fault.TAMPERED, "an approval does not fit its PCR values")
-        if not policy.is_approved(sealed.pol_pub, approval.digest, approval.r, approval.s):
-            raise VaultError(Fault.TAMPERED, "an approval has no valid signature")
+    header = doc.header
+    sealed = sealing.check_sealed(header)
+    approvals.check(sealed)
+    key = tpm.storage_key(sealed.srk_name, pinned)
+    stand = sealing.standing(header, tpm, key)
+    if stand:
+        stand.check()
+    values = tpm.read_pcrs(sealed.pcrs, key, software=tpm.facts().software)
+    approval = approvals.matching(sealed, values)
+    kept = sealing.unseal(header, tpm, key, approval, stand, pin)
+    try:
+        plain = _unwrapped(doc, kept)
+        # Two who rolled forward at once would push the counter past the file.
+        pending = stand is not None and stand.state is State.PENDING
+        if stand and pending and store.lock_alone(directory) and stand.still():
+            stand.counter.advance(policy.load_key(kept.scalar), stand.expected)
+    except BaseException:
+        kept.wipe()
+        raise
+    sealed = dataclasses.replace(sealed, approvals=approvals.wanted(sealed, approval))
+    kept_pin = bytearray(pin) if pin else None
+    return Opened(directory, dataclasses.replace(header, tpm=sealed), plain, kept, kept_pin)
 
 
-def matching_approval(header: Header, tpm: Tpm, key: StorageKey, facts: Facts) -> Approval:
-    """The approval for the present PCR values. Raises PCR_CHANGED, naming old and new values."""
-    sealed = header.tpm
-    found = tuple(tpm.read_pcrs(sealed.pcrs, key, software=facts.software))
-    for approval in sealed.approvals:
-        if approval.pcr == found:
-            return approval
-    changes = [
-        f"PCR {pcr}: {old.hex()} -> {new.hex()}"
-        for pcr, old, new in zip(sealed.pcrs, sealed.approvals[-1].pcr, found, strict=True)
-        if old != new
-    ]
-    raise VaultError(Fault.PCR_CHANGED, ", ".join(changes))
+def open_by_recovery(directory: int, doc: Document, key: X25519PrivateKey) -> Opened:
+    """Open the vault without the TPM. Whether the file is the newest nothing here can tell.
+
+    Raises RECOVERY_ABSENT, RECOVERY_CODE_WRONG, TAMPERED.
+    """
+    vmk = recovery.unwrap(doc.header.recovery, key, doc.header.id)
+    try:
+        return Opened(directory, doc.header, _decrypt(doc, vmk), None)
+    finally:
+        crypto.wipe(vmk)
+
+
+def check_fresh(header: Header, tpm: Tpm | None, *, stale_accepted: bool) -> None:
+    """Raises ROLLBACK if the counter says that the file is old, RECOVERY_STALE if nothing tells."""
+    if stale_accepted:
+        return
+    try:
+        if tpm is not None and header.tpm is not None:
+            key = tpm.storage_key(header.tpm.srk_name)
+            if stand := sealing.standing(header, tpm, key):
+                stand.check()
+                return
+    except TpmError as error:
+        raise VaultError(Fault.RECOVERY_STALE, str(error)) from None
+    except VaultError as error:
+        if error.fault is Fault.ROLLBACK:
+            raise
+        raise VaultError(Fault.RECOVERY_STALE, error.fault.name) from None
+    raise VaultError(Fault.RECOVERY_STALE)
+
+
+def commit(directory: int, header: Header, kept: Sealing, plain: bytearray) -> Header:
+    """Encrypt under a fresh master key, replace the file, move the counter; generation + 1."""
+    vmk = crypto.random_key()
+    data_key = crypto.derive(vmk, _DATA_INFO)
+    try:
+        header = dataclasses.replace(header, v=VERSION, gen=header.gen + 1, date=_now())
+        header = kept.signed(header, vmk)
+        recipients = tuple(recovery.wrapped(r, vmk, header.id) for r in header.recovery)
+        header = dataclasses.replace(header, recovery=recipients)
+        authenticated = document.canonical(header)
+        nonce = os.urandom(crypto.NONCE)
+        data = crypto.seal(data_key, nonce, plain, authenticated)
+    finally:
+        crypto.wipe(vmk, data_key)
+    store.commit(directory, Document(header, nonce, data, authenticated).to_bytes())
+    kept.committed(header)
+    store.remove_keys(directory, header.file.kid if header.file else None)
+    return header
+
+
+@contextlib.contextmanager
+def _enrolled(
+    opened: Opened, header: Header, tpm: Tpm | None, boot: Boot | None, pin: bytearray | None
+) -> Iterator[tuple[Sealing, Header]]:
+    """A fresh sealing for one commit; what it left in the TPM is withdrawn if that fails early."""
+    if tpm is None or boot is None:
+        kept, made = sealing.enrol_file(opened.directory, header)
+    else:
+        key = tpm.storage_key()
+        kept, made = sealing.enrol(tpm, key, header, boot, pin)
+    try:
+        yield kept, made
+    except VaultError as error:
+        if error.fault in (Fault.VAULT_UNWRITABLE, Fault.VAULT_FULL) and tpm is not None:
+            written = load(opened.directory).header if store.exists(opened.directory) else None
+            sealing.withdraw(tpm, made, written)
+        raise
+    finally:
+        kept.wipe()
+
+
+def reenrol(
+    opened: Opened,
+    header: Header,
+    *,
+    tpm: Tpm | None,
+    boot: Boot | None,
+    pin: bytearray | None = None,
+    values: dict[str, memoryview] | None = None,
+) -> Header:
+    """Commit with everything fresh: KEK, K_pol, sealed object, counter (or key file, without TPM).
+
+    Raises VAULT_FULL, VAULT_UNWRITABLE and the faults of `sealing.enrol`.
+    """
+    with _enrolled(opened, header, tpm, boot, pin) as (kept, made):
+        return _write(opened, made, kept, values)
+
+
+def change(
+    opened: Opened, header: Header | None = None, values: dict[str, memoryview] | None = None
+) -> Header:
+    """Commit another header, other contents, or both. Raises VAULT_FULL, VAULT_UNWRITABLE.
+
+    A file of version 1 gets a rollback counter (and with it all else that is sealed) on this way.
+    """
+    header = header or opened.header
+    if opened.sealing is None:
+        raise VaultError(Fault.INTERNAL, "a vault opened by a recovery key cannot be changed")
+    if header.tpm and header.tpm.nv is None:
+        boot = Boot(header.tpm.pcrs, header.tpm.wanted, header.tpm.approvals)
+        return reenrol(opened, header, tpm=opened.sealing.tpm, boot=boot, values=values)
+    return _write(opened, header, opened.sealing, values)
+
+
+def _write(
+    opened: Opened, header: Header, kept: Sealing, values: dict[str, memoryview] | None
+) -> Header:
+    values = opened.entries() if values is None else values
+    audit = bytearray()
+    plain = bytearray()
+    try:
+        if entries.AUDIT_KEY not in values:
+            audit = crypto.random_key()
+            values = {**values, entries.AUDIT_KEY: memoryview(audit)}
+            header = dataclasses.replace(header, audit=(tokens.public_key(audit),))
+        if entries.size_of(values) > document.FILE_MAX:
+            raise VaultError(Fault.VAULT_FULL)
+        plain = bytearray(entries.size_of(values))
+        entries.write(values, memoryview(plain))
+        return commit(opened.directory, header, kept, plain)
+    finally:
+        crypto.wipe(plain, audit)
+
+
+def blank(directory: int) -> Opened:
+    """A vault that was never written, holding a fresh token signing key only."""
+    signing = crypto.random_key()
+    values = {entries.SIGNING_KEY: memoryview(signing)}
+    try:
+        plain = bytearray(entries.size_of(values))
+        entries.write(values, memoryview(plain))
+        header = Header(
+            id=os.urandom(16).hex(),
+            gen=0,  # the first commit makes it 1
+            date=_now(),
+            recovery_confirmed=False,
+            pin=None,
+            recovery=(),
+            keys=(tokens.public_key(signing),),
+            audit=(),
+            trust=(),
+            tpm=None,
+            file=None,
+        )
+        return Opened(directory, header, plain, None)
+    finally:
+        crypto.wipe(signing)

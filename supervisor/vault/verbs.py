@@ -6,122 +6,68 @@ A verb returns what goes to the descriptor `result` (never a secret), or None.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
 
-from . import crypto, entries, levels, store, tokens, vault
-from .document import Header
+from . import audit, enrolment, entries, tokens, views
+from .access import Descriptors, opened, typed
+from .document import NAME
 from .errors import Fault, VaultError
 from .handover import hand_over
-from .tpm import Facts, Tpm, connected
+from .vault import change
+from .views import Result
 
 VALUE_MIN = 8  # the egress proxy cannot tell a shorter key from ordinary text, and masks none
 VALUE_MAX = 16 * 1024
-_NAME = re.compile("[a-z0-9][a-z0-9-]{0,62}")
 
-Result = dict[str, Any]
-
-
-class Descriptors(Protocol):
-    """Where the verbs find what was handed to the process."""
-
-    def number(self, name: str) -> int:
-        """The descriptor of that name."""
-
-
-@contextlib.contextmanager
-def _opened(options: argparse.Namespace, *, write: bool) -> Iterator[tuple[int, vault.Opened]]:
-    """The locked directory and the open vault, wiped at the end."""
-    with store.locked(options.dir, write=write) as directory:
-        with connected(options.tpm) as tpm:
-            opened = vault.open_vault(directory, tpm)
-        try:
-            yield directory, opened
-        finally:
-            opened.wipe()
+Verb = Callable[[argparse.Namespace, Descriptors], Result | None]
 
 
 def _key_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name, re.ASCII):
         raise VaultError(Fault.KEY_NAME)
     return name
 
 
-def _read_value(fd: int) -> bytearray:
-    """The value to store: read to its end, one newline stripped. Raises KEY_VALUE."""
-    buffer = bytearray(VALUE_MAX + 2)
-    try:
-        length = 0
-        # readv fills a buffer of ours, so no copy is left that nobody wipes.
-        while length < len(buffer):
-            count = os.readv(fd, [memoryview(buffer)[length:]])
-            if count == 0:
-                break
-            length += count
-        if length and buffer[length - 1] == 0x0A:
-            length -= 1
-        view = memoryview(buffer)[:length]
-        if not VALUE_MIN <= length <= VALUE_MAX or any(not 0x20 <= byte <= 0x7E for byte in view):
-            raise VaultError(Fault.KEY_VALUE)
-        return bytearray(view)
-    finally:
-        crypto.wipe(buffer)
-
-
-def init(options: argparse.Namespace, descriptors: Descriptors) -> Result:
-    """Make the vault. A TPM reached by a socket is software by choice of the caller."""
-    allowed = options.allow_software_tpm or options.tpm.startswith("socket:")
-    with store.locked(options.dir, write=True) as directory, connected(options.tpm) as tpm:
-        header = vault.create(
-            directory,
-            tpm,
-            options.pcrs,
-            software_allowed=allowed,
-            secure_boot=options.secure_boot,
-        )
-        facts = tpm.facts()
-    return _header_result(header) | _level_result(facts, header.tpm.pcrs, options.secure_boot)
+def _check_value(value: bytearray) -> None:
+    if not VALUE_MIN <= len(value) <= VALUE_MAX or any(not 0x20 <= byte <= 0x7E for byte in value):
+        raise VaultError(Fault.KEY_VALUE)
 
 
 def set_key(options: argparse.Namespace, descriptors: Descriptors) -> None:
     """Store the value read from `secret` under a name, replacing an older one."""
     name = _key_name(options.name)
-    value = _read_value(descriptors.number("secret"))
-    try:
-        with _opened(options, write=True) as (directory, opened):
-            values = opened.entries()
+    with typed(descriptors.number("secret"), VALUE_MAX) as value:
+        _check_value(value)
+        with opened(options, descriptors, write=True) as vault:
+            values = vault.entries()
             values[name] = memoryview(value)
-            vault.change(directory, opened, values)
-    finally:
-        crypto.wipe(value)
+            change(vault, values=values)
 
 
 def remove(options: argparse.Namespace, descriptors: Descriptors) -> None:
     """Remove a key. Older copies of the file still hold it: change it at the provider too."""
     name = _key_name(options.name)
-    with _opened(options, write=True) as (directory, opened):
-        values = opened.entries()
+    with opened(options, descriptors, write=True) as vault:
+        values = vault.entries()
         if values.pop(name, None) is None:
             raise VaultError(Fault.KEY_UNKNOWN, name)
-        vault.change(directory, opened, values)
+        change(vault, values=values)
 
 
 def list_names(options: argparse.Namespace, descriptors: Descriptors) -> Result:
-    """The names of the keys, without Anchorhold's own."""
-    with _opened(options, write=False) as (_, opened):
-        return {"names": sorted(_visible(opened.entries()))}
+    """The names of the keys without Anchorhold's own, and what else must be authenticated."""
+    with opened(options, descriptors, write=False) as vault:
+        return {"names": sorted(_visible(vault.entries()))} | views.public_keys(vault.header)
 
 
 def unlock(options: argparse.Namespace, descriptors: Descriptors) -> None:
     """Hand keys to the egress proxy over `handover`."""
     peer = socket.socket(fileno=os.dup(descriptors.number("handover")))
-    with peer, _opened(options, write=False) as (_, opened):
-        values = _visible(opened.entries())
+    with peer, opened(options, descriptors, write=False) as vault:
+        values = _visible(vault.entries())
         if options.names is not None:
             names = [_key_name(name) for name in options.names.split(",") if name]
             for name in names:
@@ -135,71 +81,53 @@ def token(options: argparse.Namespace, descriptors: Descriptors) -> Result:
     """Issue a token of the gateway."""
     claims = {"client": options.client, "workload": options.workload, "lifetime": options.lifetime}
     tokens.check_claims(**claims)
-    with _opened(options, write=False) as (_, opened):
-        private = opened.entries().get(entries.SIGNING_KEY)
+    with opened(options, descriptors, write=False) as vault:
+        private = vault.entries().get(entries.SIGNING_KEY)
         if private is None or len(private) != 32:
             raise VaultError(Fault.TAMPERED, "the signing key is missing")
-        kid = opened.document.header.keys[0].kid
-        text, signed = tokens.issue(private, kid, **claims)
+        text, signed = tokens.issue(private, vault.header.keys[0].kid, **claims)
     return {"token": text, "claims": signed}
 
 
-def status(options: argparse.Namespace, descriptors: Descriptors) -> Result:
-    """What can be told without unsealing: vault, TPM, PCRs against approvals, threat level.
-
-    A vault or TPM that would not open is reported as `problem`, the name of the fault.
-    """
-    result: Result = {"problem": None, "detail": "", "vault": None, "tpm": None, "level": None}
-    header: Header | None = None
-    try:
-        with store.locked(options.dir, write=False) as directory:
-            header = vault.load(directory).header
-            result["vault"] = _header_result(header)
-        with connected(options.tpm) as tpm:
-            _tpm_status(result, header, tpm, options)
-    except VaultError as error:
-        result["problem"], result["detail"] = error.fault.name, error.detail
-        if error.fault is Fault.VAULT_ABSENT:
-            with contextlib.suppress(VaultError), connected(options.tpm) as tpm:
-                result["tpm"] = dataclasses.asdict(tpm.facts())
-    return result
-
-
-def _tpm_status(result: Result, header: Header, tpm: Tpm, options: argparse.Namespace) -> None:
-    facts = tpm.facts()
-    result["tpm"] = dataclasses.asdict(facts)
-    result |= _level_result(facts, header.tpm.pcrs, options.secure_boot)
-    vault.check_sealed(header)
-    key = tpm.storage_key(header.tpm.srk_name)
-    approval = vault.matching_approval(header, tpm, key, facts)
-    result["approval"] = {"note": approval.note, "gen": approval.gen}
-
-
-def _header_result(header: Header) -> Result:
+def audit_sign(options: argparse.Namespace, descriptors: Descriptors) -> Result:
+    """Sign a checkpoint of the audit log."""
+    with opened(options, descriptors, write=False) as vault:
+        private = vault.entries().get(entries.AUDIT_KEY)
+        if private is None or len(private) != 32 or not vault.header.audit:
+            raise VaultError(Fault.AUDIT_KEY_ABSENT)
+        signature = audit.sign(private, options.count, options.digest)
+        kid = vault.header.audit[0].kid
     return {
-        "id": header.id,
-        "generation": header.gen,
-        "date": header.date,
-        "pcrs": list(header.tpm.pcrs),
-        "keys": [dataclasses.asdict(key) for key in header.keys],
+        "kid": kid,
+        "signature": signature,
+        "count": options.count,
+        "digest": options.digest.hex(),
     }
-
-
-def _level_result(facts: Facts, pcrs: tuple[int, ...], secure_boot: bool) -> Result:
-    found = levels.level(software=facts.software, pcrs=pcrs, secure_boot=secure_boot)
-    return {"level": dataclasses.asdict(found)}
 
 
 def _visible(values: dict[str, memoryview]) -> dict[str, memoryview]:
     return {k: v for k, v in values.items() if not k.startswith(entries.RESERVED)}
 
 
-VERBS: dict[str, Callable[[argparse.Namespace, Descriptors], Result | None]] = {
-    "init": init,
+VERBS: dict[str, Verb] = {
+    "init": enrolment.init,
     "set": set_key,
     "remove": remove,
     "list": list_names,
-    "status": status,
+    "status": views.status,
     "unlock": unlock,
     "token": token,
+    "audit-sign": audit_sign,
+    "recovery-code": enrolment.recovery_code,
+    "confirm-recovery": enrolment.confirm_recovery,
+    "recover": enrolment.recover,
+    "approve": enrolment.approve,
+    "rebind": enrolment.rebind,
+    "rotate": enrolment.rotate,
+    "pin-set": enrolment.pin_set,
+    "pin-remove": enrolment.pin_remove,
+    "recipient-add": enrolment.recipient_add,
+    "recipient-remove": enrolment.recipient_remove,
+    "trust-add": enrolment.trust_add,
+    "trust-remove": enrolment.trust_remove,
 }

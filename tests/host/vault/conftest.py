@@ -54,10 +54,18 @@ def helper(app: Path, tmp_path: Path, tpm: Swtpm) -> Helper:
 
 
 @pytest.fixture
-def vault(helper: Helper) -> Helper:
-    """A helper whose vault was made."""
-    helper.ok("init")
+def fresh(helper: Helper) -> Helper:
+    """A helper whose vault was made: no recovery code yet, so bound to the counter only."""
+    helper.ok("init", "--pcrs", "7")
     return helper
+
+
+@pytest.fixture
+def vault(fresh: Helper) -> Helper:
+    """A vault at generation 3: its recovery code is confirmed and PCR 7 bound."""
+    fresh.code = fresh.new_code()
+    assert fresh.give("confirm-recovery", secret=fresh.code).code == 0
+    return fresh
 
 
 @pytest.fixture

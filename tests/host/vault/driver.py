@@ -1,20 +1,34 @@
 """Steps on the vault's own code that no verb offers. Run: driver.py APP TPM STEP [ARGUMENT...].
 
-`kek DIR` prints the key-encryption key of a test's vault. `create DIR allow|refuse` makes one on a
-software TPM. `clock DIR` prints the milliseconds of five unseals on one connection.
-`seal plain|salted` seals and unseals a known payload. `hold clean|leaky DIR ARGUMENTS...` runs a
-verb and then waits, so that its memory can be searched (leaky: with one copy of each value kept,
-the search's positive control).
+`kek DIR` prints the sealed payload of a test's vault. `software DIR refuse|allow` makes one on a
+software TPM that nobody chose by `--tpm socket:`. `clock DIR` prints the milliseconds of five
+unseals on one connection. `seal plain|BACKEND` seals and unseals a known payload.
+`hold clean|leaky DIR ARGUMENTS...` runs a verb and then waits, so that its memory can be searched
+(leaky: with one copy of each value kept, the search's positive control). `serve` runs many verbs.
 """
 
+import fcntl
+import json
 import os
 import sys
 import time
 
 sys.path.insert(0, sys.argv[1])
 
-from supervisor.vault import handover, helper, policy, store, tpm, vault, verbs
+from supervisor.vault import (
+    approvals,
+    channel,
+    handover,
+    helper,
+    policy,
+    sealing,
+    store,
+    tpm,
+    vault,
+    verbs,
+)
 from supervisor.vault.errors import VaultError
+from supervisor.vault.header import SealedTo
 
 WHERE, STEP, ARGUMENTS = sys.argv[2], sys.argv[3], sys.argv[4:]
 PAYLOAD = bytearray(b"this payload is searched on the bus, 64 bytes of it in the clear")
@@ -23,26 +37,37 @@ assert len(PAYLOAD) == tpm.PAYLOAD
 
 def kek(directory: str) -> None:
     with store.locked(directory, write=False) as fd, tpm.connected(WHERE) as device:
-        print(vault.unseal_kek(vault.load(fd).header, device).hex())
+        header = vault.load(fd).header
+        sealed = header.tpm
+        key = device.storage_key()
+        stand = sealing.standing(header, device, key)
+        approval = approvals.matching(sealed, device.read_pcrs(sealed.pcrs, key, software=True))
+        out = bytearray(tpm.PAYLOAD)
+        bound = (stand.counter.entity(), approval.gen + sealed.nv.base)
+        device.unseal(key, sealed, approval, bound, None, out)
+        print(out.hex())
 
 
 def seal(kind: str) -> None:
-    with tpm.connected(WHERE) as device:
-        key = device.ensure_storage_key()
+    with tpm.connected(WHERE, "esapi" if kind == "plain" else kind) as device:
+        key = device.ensure_storage_key(None)
         if kind == "plain":
-            _seal_plainly(device._esys, key)
+            _seal_plainly(device.commands._esys, key)
             return
         signer, point = policy.new_key()
-        values = device.read_pcrs([7], key, software=True)
-        digest = policy.policy_pcr([7], values)
-        approval = vault.Approval("test", 1, tuple(values), digest, *policy.approve(signer, digest))
-        sealed = device.seal(key, PAYLOAD, policy.policy_authorize(point))
+        state = sealing.boot_now(device, key, [7], [7], "test")
+        made = device.seal(key, PAYLOAD, point, None)
+        sealed = SealedTo(
+            *("test", "absent", tpm.SRK, key.name, *made, point, None, (7,), (7,)),
+            *(sealing._NO_WRAP, state.approvals),
+        )
+        approval = approvals.signed(sealed, signer, 1).approvals[0]
         out = bytearray(tpm.PAYLOAD)
-        device.unseal(key, sealed, point, [7], approval, out)
+        device.unseal(key, sealed, approval, None, None, out)
         assert out == PAYLOAD
 
 
-def _seal_plainly(esys: object, key: tpm.StorageKey) -> None:
+def _seal_plainly(esys: object, key: object) -> None:
     """What the vault must never do: password sessions, everything in clear."""
     from tpm2_pytss.types import TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TPMS_SENSITIVE_CREATE
 
@@ -56,21 +81,27 @@ def _seal_plainly(esys: object, key: tpm.StorageKey) -> None:
         esys.flush_context(handle)
 
 
-def create(directory: str, software: str) -> None:
-    with store.locked(directory, write=True) as fd, tpm.connected(WHERE) as device:
-        try:
-            vault.create(fd, device, [7], software_allowed=software == "allow", secure_boot=False)
-        except VaultError as error:
-            print(error.fault.name)
-        else:
-            print("made")
+def software(directory: str, choice: str) -> None:
+    """The TPM is at the device's place: there the socket is not the choice."""
+    channel.DEVICE = WHERE.removeprefix("socket:")
+    channel._device = lambda: channel._connect(channel.DEVICE)
+    allow = ["--allow-software-tpm"] if choice == "allow" else []
+    os.dup2(os.open("/dev/null", os.O_WRONLY), 3)
+    inherited = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "result"}
+    try:
+        helper.run(["init", *allow, "--dir", directory], inherited)
+    except VaultError as error:
+        print(error.fault.name)
+    else:
+        print("made")
 
 
 def clock(directory: str) -> None:
     with store.locked(directory, write=False) as fd, tpm.connected(WHERE) as device:
         for _ in range(5):
             began = time.monotonic()
-            vault.open_vault(fd, device).wipe()
+            doc = vault.load(fd)
+            vault.open_by_tpm(fd, doc, device, pinned=None, pin=None).wipe()
             print(f"{(time.monotonic() - began) * 1000:.1f}")
 
 
@@ -89,5 +120,46 @@ def hold(kind: str, directory: str, *arguments: str) -> None:
     os.read(0, 1)
 
 
-STEPS = {"kek": kek, "seal": seal, "create": create, "clock": clock, "hold": hold}
+def serve() -> None:
+    """Run the verbs that come in, a line of JSON each, in this process: exit codes go out.
+
+    A line is [arguments, {descriptor: text}]. Saves a start of the interpreter per verb.
+    """
+    for line in sys.stdin:
+        arguments, given = json.loads(line)
+        sources = {"result": os.open(os.devnull, os.O_WRONLY)}
+        for name, text in given.items():
+            sources[name], write = os.pipe()
+            os.write(write, text.encode())
+            os.close(write)
+        # High numbers first, so that no source is overwritten by an earlier target.
+        high = []
+        for source in sources.values():
+            high.append(fcntl.fcntl(source, fcntl.F_DUPFD, 200))
+            os.close(source)
+        for number, source in enumerate(high, 3):
+            os.dup2(source, number)
+            os.close(source)
+        names = {"LISTEN_FDS": str(len(sources)), "LISTEN_FDNAMES": ":".join(sources)}
+        try:
+            helper.run([*arguments, "--tpm", WHERE], names)
+            code = 0
+        except VaultError as error:
+            code = error.fault.code
+        except Exception as error:
+            print("INTERNAL", helper._location(error), file=sys.stderr)
+            code = 1
+        for number in range(3, 3 + len(sources)):
+            os.close(number)
+        print(code, flush=True)
+
+
+STEPS = {
+    "kek": kek,
+    "seal": seal,
+    "software": software,
+    "clock": clock,
+    "hold": hold,
+    "serve": serve,
+}
 STEPS[STEP](*ARGUMENTS)

@@ -33,7 +33,7 @@ def test_two_writers_at_once_lose_nothing(vault: Helper) -> None:
     assert done
     assert all(o.fault in (None, Fault.VAULT_BUSY) for o in outcomes.values())
     assert vault.ok("list").json["names"] == sorted(done)
-    assert vault.ok("status").json["vault"]["generation"] == 1 + len(done)
+    assert vault.ok("status").json["vault"]["generation"] == 3 + len(done)
 
 
 def test_killed_writers_leave_the_old_or_the_new_vault(vault: Helper) -> None:
@@ -103,5 +103,5 @@ def test_remove_and_init_twice(vault: Helper) -> None:
     assert vault.set("practice", b"the value").code == 0
     assert vault.run("remove", "other").fault is Fault.KEY_UNKNOWN
     vault.ok("remove", "practice")
-    assert vault.ok("list").json == {"names": []}
+    assert vault.ok("list").json["names"] == []
     assert vault.run("list", "--dir", "/nonexistent").code == 0  # the later --dir wins

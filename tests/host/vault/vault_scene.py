@@ -12,7 +12,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,8 @@ class Helper:
         self.state = state
         self.tpm = tpm
         self.where = tpm.where
+        self.backend = "raw"
+        self.code = b""
 
     @property
     def file(self) -> Path:
@@ -257,7 +259,7 @@ class Helper:
 
     def start(self, *arguments: str, wrap: tuple[str, ...] = (), **descriptors: int) -> Running:
         program = [PYTHON, "-I", str(self.app / "supervisor" / "vault")]
-        options = ["--dir", str(self.state), "--tpm", self.where]
+        options = ["--dir", str(self.state), "--tpm", self.where, "--backend", self.backend]
         return Running([*wrap, *program, *arguments, *options], descriptors)
 
     def run(self, *arguments: str, wrap: tuple[str, ...] = (), **descriptors: int) -> Outcome:
@@ -268,17 +270,60 @@ class Helper:
         assert outcome.code == 0, outcome.stderr.decode()
         return outcome
 
-    def begin_set(self, name: str, value: bytes) -> Running:
-        read, write = os.pipe()
-        with os.fdopen(write, "wb") as file:
-            running = self.start("set", name, secret=read)
+    def begin(self, *arguments: str, **given: bytes) -> Running:
+        """Start a verb with descriptors that give these bytes."""
+        ends = {name: os.pipe() for name in given}
+        running = self.start(*arguments, **{name: read for name, (read, _) in ends.items()})
+        for name, (read, write) in ends.items():
             os.close(read)
-            with contextlib.suppress(BrokenPipeError):
-                file.write(value)
+            with contextlib.suppress(BrokenPipeError), os.fdopen(write, "wb") as file:
+                file.write(given[name])
         return running
+
+    def give(self, *arguments: str, **given: bytes) -> Outcome:
+        return self.begin(*arguments, **given).wait()
+
+    def new_code(self) -> bytes:
+        """What `recovery-code` writes to the terminal."""
+        read, write = os.pipe()
+        outcome = self.run("recovery-code", code=write)
+        os.close(write)
+        code = _drain(read)
+        assert outcome.code == 0, outcome.stderr.decode()
+        return code
+
+    def begin_set(self, name: str, value: bytes) -> Running:
+        return self.begin("set", name, secret=value)
 
     def set(self, name: str, value: bytes) -> Outcome:
         return self.begin_set(name, value).wait()
+
+    @contextlib.contextmanager
+    def server(self) -> Iterator[Callable[..., Fault | None]]:
+        """A function that runs a verb in one long-lived process and gives its fault."""
+        served = subprocess.Popen(
+            [PYTHON, "-I", str(DRIVER), str(self.app), self.where, "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert served.stdin is not None and served.stdout is not None
+        into, out = served.stdin, served.stdout
+
+        def ask(*arguments: str, **given: bytes) -> Fault | None:
+            options = ["--dir", str(self.state), "--backend", self.backend]
+            texts = {name: value.decode() for name, value in given.items()}
+            into.write(json.dumps([[*arguments, *options], texts]).encode() + b"\n")
+            into.flush()
+            answer = out.readline()
+            assert answer, "the process is gone"
+            return fault_of(int(answer))
+
+        try:
+            yield ask
+        finally:
+            into.close()
+            served.wait()
+            out.close()
 
     def driver(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """A step of driver.py on the same code with the same TPM."""

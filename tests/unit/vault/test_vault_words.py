@@ -69,7 +69,8 @@ def test_level_is_never_better_than_what_holds(
 
 def test_pcrs_are_parsed_strictly() -> None:
     assert parser().parse_args(["init", "--pcrs", "11,7,7"]).pcrs == [7, 11]
-    assert parser().parse_args(["init"]).pcrs == [7]
+    assert parser().parse_args(["init"]).pcrs is None
+    assert parser().parse_args(["init", "--pcrs", "none"]).pcrs == []
     for bad in ("", "24", "7,", "-1", "7 ,8", "x", "007", "\u0667"):
         with pytest.raises(VaultError) as caught:
             parser().parse_args(["init", "--pcrs", bad])
