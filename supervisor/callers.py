@@ -83,7 +83,7 @@ class Callers:
 
     async def announce_all(self) -> None:
         """After a (re)start of the proxy: keys, then everybody, then let them run again."""
-        await self._of.unlock()
+        await self._of.vault.unlock()
         for workload in self._of.workloads.values():
             if workload.running is None or workload.id == EGRESS:
                 continue

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sandbox import volumes
 from sandbox.errors import SandboxError
 from sandbox.limits import block_devices
-from supervisor import trials
+from supervisor import boot, trials
 
 if TYPE_CHECKING:
     from supervisor.host import Host, Waiver
@@ -29,7 +29,7 @@ State = Literal["ok", "missing", "waived"]
 
 _UNIFIED = "boot with `systemd.unified_cgroup_hierarchy=1` on the kernel command line"
 _KERNEL = "install a newer kernel: `apt install linux-image-amd64`"
-_EMBEDDED_TPM = "software-tpm"  # the waiver's name for living without hardware-tpm
+_INSTEAD_OF_TPM = ("software-tpm", "file-key")  # the waivers for living without hardware-tpm
 _PTH_KNOWN = ("distutils-precedence.pth",)
 _MODULES = {
     "seccomp": "python3-seccomp", "prctl": "python3-prctl", "bcc": "python3-bpfcc",
@@ -109,7 +109,8 @@ def _guarantee(
 def _waive(found: Guarantee, waivers: dict[str, Waiver], today: date) -> Guarantee:
     waiver, alias = waivers.get(found.name), ""
     if waiver is None and found.name == "hardware-tpm":
-        waiver, alias = waivers.get(_EMBEDDED_TPM), f" (waived as {_EMBEDDED_TPM})"
+        name = next((each for each in _INSTEAD_OF_TPM if each in waivers), "")
+        waiver, alias = waivers.get(name), f" (waived as {name})"
     if waiver is None or found.state != "missing":
         return found
     if waiver.expires and today > waiver.expires:
@@ -353,19 +354,7 @@ def _advice(root: Path) -> Iterator[Guarantee]:
     yield _secure_boot(root)
 
 
-def secure_boot(root: Path = Path("/")) -> str:
-    """ "on", "off", or why it cannot be told. UEFI 2.10, 3.3: the variable SecureBoot."""
-    variable = next((root / "sys/firmware/efi/efivars").glob("SecureBoot-*"), None)
-    if variable is None:
-        return "no EFI variable SecureBoot"
-    try:
-        # efivarfs: four bytes of attributes, then the value.
-        return "on" if variable.read_bytes()[4:5] == b"\1" else "off"
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
-
-
 def _secure_boot(root: Path) -> Guarantee:
-    state = secure_boot(root)
+    state = boot.secure_boot(root)
     fix = "switch Secure Boot on in the firmware; the TPM's PCR policy rests on it"
     return _guarantee("secure-boot", state == "on", state, fix, advice=True)

@@ -1,7 +1,8 @@
 """The vault as the supervisor uses it: run the unlock helper, pass descriptors, read an exit code.
 
-No key ever enters this process. A key that the operator types goes to the helper as a descriptor;
-the helper hands opened keys to the egress proxy over a socket of which no end stays here.
+No key, PIN or recovery code ever enters this process. What the operator types goes to the helper as
+a descriptor; the helper hands opened keys to the egress proxy over a socket of which no end stays
+here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from supervisor.egress import Egress
@@ -20,95 +22,93 @@ from supervisor.vault.errors import Fault, fault_of
 HELPER, SOFTWARE_TPM = "service.unlock", "service.swtpm"
 _RESULT_MAX = 65536
 _KEY_ID, _PUBLIC_KEY = re.compile("[0-9a-f]{16}"), re.compile("[A-Za-z0-9_-]{43}")
+_SRK_NAME = re.compile("[0-9a-f]{68}")  # algorithm and SHA-256, in hex
+# What the host file allows, by the verbs to which it matters.
+_ALLOWANCES = {
+    "allow-software-tpm": ("init", "recover", "rotate"),
+    "allow-plain-memfd": ("unlock",),
+    "allow-pin-reset": ("pin-set",),
+}
+_ENROLS = ("init", "recover", "rotate")  # after these the storage root key may be another
 
 OneShot = Callable[[str, tuple[str, ...], Mapping[str, int]], Awaitable[int]]
 
 
 class VaultRefused(Exception):
-    """The helper ended with one of the vault's named faults."""
+    """The helper ended with one of the vault's named faults; its code is the exit code, too."""
 
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(f"{fault.name}: {fault.sentence}")
+    def __init__(self, fault: Fault, detail: str = "") -> None:
+        super().__init__(f"{fault.name}: {fault.sentence}{detail and ': '}{detail}")
         self.fault = fault
         self.code = fault.name
         self.fix = fault.fix
+        self.exit = fault.code
 
 
 @dataclass(frozen=True, slots=True)
-class TpmUse:
-    """How the helper reaches the TPM (`device` or `socket:/PATH`) and binds a new vault to it."""
+class Access:
+    """How the helper reaches the TPM, what it is told, and what the host file allows it.
+
+    `where`: "device" or "socket:/PATH". `facts`: options of every verb, such as "--secure-boot".
+    `allowed`: keys of _ALLOWANCES. `pin`: root's own file with the name of the TPM's storage root
+    key, so that no other key can be put in its place together with the vault file.
+    """
 
     where: str
+    facts: tuple[str, ...]
+    allowed: frozenset[str]
     pcrs: tuple[int, ...]
-    allow_software: bool
-    secure_boot: bool
+    pin: Path
 
 
 class Keys:
     """The verbs of the vault. Each runs the helper once; each may raise VaultRefused."""
 
-    def __init__(self, one_shot: OneShot, tpm: TpmUse, plain_memory: bool) -> None:
+    def __init__(self, one_shot: OneShot, access: Access) -> None:
         self._one_shot = one_shot
-        self._tpm = tpm
-        self._plain_memory = plain_memory
+        self._access = access
 
-    async def open_or_create(self) -> dict[str, Any]:
-        """The vault's public status; makes an empty vault on the first start."""
-        status = await self.status()
-        if status.get("problem") == Fault.VAULT_ABSENT.name:
-            words = ["--pcrs", ",".join(map(str, self._tpm.pcrs))]
-            words += ["--allow-software-tpm"] if self._tpm.allow_software else []
-            await self._run("init", *words, result=True)
-            status = await self.status()
-        return status
+    async def create(self) -> None:
+        """Make an empty vault."""
+        pcrs = ",".join(map(str, self._access.pcrs)) or "none"
+        await self.run("init", "--pcrs", pcrs, result=True)
 
     async def status(self) -> dict[str, Any]:
         """What the helper can tell without unsealing anything."""
-        return await self._run("status", result=True)
-
-    async def names(self) -> list[str]:
-        """The names of the stored keys."""
-        names = (await self._run("list", result=True)).get("names")
-        return [str(name) for name in names] if isinstance(names, list) else []
-
-    async def add(self, name: str, value: int) -> None:
-        """Store the key that can be read from the descriptor `value`."""
-        await self._run("set", name, extra={"secret": value})
-
-    async def remove(self, name: str) -> None:
-        """Forget a key."""
-        await self._run("remove", name)
+        found = await self.run("status", result=True)
+        if not found.get("problem"):
+            self._pin(found)
+        return found
 
     async def token(self, client: str, workload: str, lifetime: int) -> str:
         """A signed token of the gateway. The caller passes it on and keeps no copy."""
         arguments = ("--client", client, "--workload", workload, "--lifetime", str(lifetime))
-        return str((await self._run("token", *arguments, result=True))["token"])
+        return str((await self.run("token", *arguments, result=True))["token"])
 
-    async def hand_to(self, egress: Egress) -> None:
+    async def hand_to(
+        self, egress: Egress, *words: str, fds: Mapping[str, int] | None = None
+    ) -> None:
         """Let the helper hand every key to the egress proxy. Raises EgressRefused too."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             await egress.order([theirs.fileno()], op="keys")
-            options = ("--allow-plain-memfd",) if self._plain_memory else ()
-            await self._run("unlock", *options, extra={"handover": ours.fileno()})
+            await self.run("unlock", *words, fds={**(fds or {}), "handover": ours.fileno()})
 
-    async def _run(
-        self,
-        verb: str,
-        *arguments: str,
-        extra: Mapping[str, int] | None = None,
-        result: bool = False,
+    async def run(
+        self, verb: str, *words: str, fds: Mapping[str, int] | None = None, result: bool = False
     ) -> dict[str, Any]:
-        # "--" would end the options, so that a name such as "--dir" could only be a name; the
-        # helper's own pattern refuses it anyway.
-        boot = ("--secure-boot",) if self._tpm.secure_boot else ()
-        words = (verb, "--tpm", self._tpm.where, *boot, *arguments)
+        """One run of the helper; what it wrote to `result`, or nothing. Raises VaultRefused."""
+        access = self._access
+        options = [f"--{name}" for name in sorted(access.allowed) if verb in _ALLOWANCES[name]]
+        if verb not in _ENROLS and (name := self._pinned()):
+            options += ["--srk-name", name]
+        line = (verb, "--tpm", access.where, *access.facts, *options, *words)
         if not result:
-            self._check(await self._one_shot(HELPER, words, dict(extra or {})))
+            self._check(await self._one_shot(HELPER, line, dict(fds or {})))
             return {}
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            code = await self._one_shot(HELPER, words, {**(extra or {}), "result": writing})
+            code = await self._one_shot(HELPER, line, {**(fds or {}), "result": writing})
             said = b"" if code else os.read(reading, _RESULT_MAX)
         finally:
             os.close(reading)
@@ -120,7 +120,24 @@ class Keys:
             answer = None
         if not isinstance(answer, dict):
             raise VaultRefused(Fault.INTERNAL)
+        if verb in _ENROLS:
+            self._pin(answer, anew=True)
         return answer
+
+    def _pinned(self) -> str | None:
+        try:
+            name = self._access.pin.read_text("ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return name if _SRK_NAME.fullmatch(name) else None
+
+    def _pin(self, answer: Mapping[str, Any], anew: bool = False) -> None:
+        tpm = answer.get("tpm")
+        name = tpm.get("srk_name") if isinstance(tpm, dict) else None
+        if isinstance(name, str) and _SRK_NAME.fullmatch(name) and (anew or not self._pinned()):
+            new = self._access.pin.with_suffix(".new")
+            new.write_text(name + "\n", "ascii")
+            new.replace(self._access.pin)
 
     @staticmethod
     def _check(code: int) -> None:

@@ -53,11 +53,8 @@ def _degraded(of: Supervisor, workloads: list[dict[str, Any]]) -> list[dict[str,
     found += [
         {"guarantee": f"workload {w['id']}", "why": why} for w in workloads if (why := _wrong(w))
     ]
-    if problem := of.vault.get("problem"):
-        # The helper's detail: which PCR it was, and its old and new values.
-        detail = of.vault.get("detail")
-        why = f"{problem} ({detail})" if detail else str(problem)
-        found.append({"guarantee": "vault", "why": why, "fix": str(of.vault.get("fix", ""))})
+    if gap := of.vault.gap():
+        found.append(gap)
     found += [{"guarantee": "policy", "why": str(error)} for error in of.policy_errors]
     return found
 
@@ -73,12 +70,12 @@ def _wrong(workload: dict[str, Any]) -> str:
 
 
 def _tpm(of: Supervisor) -> dict[str, Any]:
-    level = of.vault.get("level") or {}
+    level = of.vault.found.get("level") or {}
     software = of.host_tpm_is_software
     return {
         "mode": "software" if software else "device",
         "level": level.get("code", "unknown"),
-        "pcrs": (of.vault.get("vault") or {}).get("pcrs", []),
+        "pcrs": (of.vault.found.get("vault") or {}).get("pcrs", []),
         "note": "A software TPM protects nothing against root."
         if software
         else f"Does not stop: {level.get('does_not_stop', 'unknown')}",

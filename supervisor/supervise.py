@@ -24,10 +24,11 @@ from supervisor import doctor
 from supervisor.callers import EGRESS
 from supervisor.cells import Cells
 from supervisor.channels import Channels
+from supervisor.custody import Custody
 from supervisor.descriptors import Outfitter, append_to, listen
 from supervisor.egress import Egress
 from supervisor.host import Host
-from supervisor.keys import HELPER, SOFTWARE_TPM, Keys, TpmUse, VaultRefused, public_keys
+from supervisor.keys import HELPER, SOFTWARE_TPM, VaultRefused
 from supervisor.lifecycle import Lifecycle, StartError, no_policy
 from supervisor.loading import load_policies
 from supervisor.policy.plans import CompiledPolicy
@@ -93,8 +94,7 @@ class Supervisor:
         self.cells = Cells(
             self.launcher, self.slice, self.outfitter, self.watching, self.waived_layers
         )
-        self.keys = Keys(self._one_shot, self._tpm(), "secret-memory" in waived)
-        self.vault: dict[str, Any] = {}
+        self.vault = Custody(self)
         self.egress: Egress | None = None
         self.workloads = {
             id_: Workload(compiled)
@@ -137,7 +137,7 @@ class Supervisor:
         await self._load_probes()
         if self.host_tpm_is_software:
             await self._start(SOFTWARE_TPM)
-        self.vault = await self._vault_status()
+        await self.vault.open()
         await self._start(EGRESS)
         for kind in _START_ORDER:
             for id_, workload in self.workloads.items():
@@ -171,7 +171,7 @@ class Supervisor:
             for id_ in (LOADER, READER):
                 if id_ not in self.compiled:
                     raise no_policy(id_)
-            await self.watching.load(self.compiled[LOADER].sandbox.uid, self._one_shot)
+            await self.watching.load(self.compiled[LOADER].sandbox.uid, self.one_shot)
         except StartError as error:
             # Workloads that require probes are refused by name when their turn comes.
             self._lose("probes", str(error))
@@ -192,39 +192,24 @@ class Supervisor:
             for each in self.guarantees
         ]
 
-    async def _vault_status(self) -> dict[str, Any]:
-        try:
-            return await self.keys.open_or_create()
-        except (VaultRefused, *StartError) as error:
-            self.note("vault", HELPER, "refused", reason=str(error))
-            return {"problem": str(error), "fix": getattr(error, "fix", "")}
-
-    async def unlock(self) -> None:
-        """Hand the keys to the egress proxy; a locked vault leaves it answering 503."""
-        if self.egress is None:
-            return
-        try:
-            self.record("unlock", EGRESS, "allowed")
-            await self.keys.hand_to(self.egress)
-        except (VaultRefused, AuditUnwritable, *StartError) as error:
-            self.note("unlock", EGRESS, "refused", reason=str(error))
-            self.vault |= {"problem": f"locked: {error}", "fix": getattr(error, "fix", "")}
-        else:
-            for told in ("problem", "detail", "fix"):
-                self.vault.pop(told, None)
-
     async def reopen(self) -> None:
         """The software TPM was started again: what waited for it goes on."""
         if self.egress is None:
             return
-        if not public_keys(self.vault):
-            self.vault = await self._vault_status()
-            if public_keys(self.vault) and (ingress := self.workloads.get(INGRESS)):
-                await self.lifecycle.stop(ingress)
-                await self.lifecycle.start(ingress)
-        await self.unlock()
+        if not self.vault.public_keys:
+            await self.vault.open()
+            await self.serve_tokens()
+        await self.vault.unlock()
 
-    async def _one_shot(self, id_: str, words: tuple[str, ...], extra: Any) -> int:
+    async def serve_tokens(self) -> None:
+        """The gateway is told its keys at its start: anew, now that there are some."""
+        if self.vault.public_keys and (ingress := self.workloads.get(INGRESS)):
+            await self.lifecycle.stop(ingress)
+            await self.lifecycle.start(ingress)
+
+    async def one_shot(self, id_: str, words: tuple[str, ...], extra: Any) -> int:
+        """Run a service to its end; its exit code. Raises as Lifecycle.one_shot, and VaultRefused
+        for the unlock helper without the TPM that it would wait for."""
         running = asyncio.ensure_future(self.lifecycle.one_shot(id_, words, extra))
         try:
             # The software TPM's socket takes connections also when nobody will ever answer.
@@ -244,7 +229,7 @@ class Supervisor:
     def config_of(self, compiled: CompiledPolicy) -> object:
         """What a proxy is told at its start."""
         if compiled.policy.id == INGRESS:
-            return ingress_config(self.compiled, self.host, public_keys(self.vault))
+            return ingress_config(self.compiled, self.host, self.vault.public_keys)
         if compiled.policy.id == EGRESS:
             return egress_config(self.compiled, self.host)
         return {}
@@ -259,7 +244,7 @@ class Supervisor:
     def host_tpm_is_software(self) -> bool:
         """Whether the embedded software TPM serves this host."""
         if self.host.tpm.mode == "auto":
-            return not Path("/dev/tpmrm0").exists()
+            return not Path("/dev/tpmrm0").exists() and "file-key" not in self.waived
         return self.host.tpm.mode == "swtpm"
 
     def record(self, event: str, workload: str, verdict: str, **more: object) -> None:
@@ -273,16 +258,6 @@ class Supervisor:
             self.record(event, workload, verdict, **more)
         except AuditUnwritable as error:
             print(f"{event} {workload} {verdict} {more}: {error}", file=sys.stderr)
-
-    def _tpm(self) -> TpmUse:
-        tpm, software = self.host.tpm, self.host_tpm_is_software
-        return TpmUse(
-            f"socket:/run/anchorhold/{SOFTWARE_TPM}.sock" if software else "device",
-            tpm.pcrs,
-            # "device" is the administrator's word: in a virtual machine that one is software too.
-            allow_software=software or tpm.mode == "device" or "software-tpm" in self.waived,
-            secure_boot=doctor.secure_boot() == "on",
-        )
 
     def may_run(self, workload: Workload) -> bool:
         """Whether those whom this workload may not run without are there: the egress proxy for who

@@ -15,6 +15,7 @@ from supervisor.egress import EgressRefused
 from supervisor.policy.net import HOST_NAME, asked
 from supervisor.status import status
 from supervisor.supervise import Supervisor
+from supervisor.vault_verbs import vault_handlers
 from supervisor.workload import Workload
 
 _TRY_TIME = 300.0
@@ -29,9 +30,7 @@ def handlers(of: Supervisor) -> Mapping[str, Handler]:
         "stop": verbs.stop,
         "restart": verbs.restart,
         "token.issue": verbs.issue_token,
-        "keys.add": verbs.add_key,
-        "keys.list": verbs.list_keys,
-        "keys.remove": verbs.remove_key,
+        **vault_handlers(of),
         "ask.answer": verbs.answer,
         "try": verbs.try_out,
     }
@@ -89,28 +88,9 @@ class _Verbs:
                 f"--workload is one of: {', '.join(reachable)}",
                 exits.USAGE,
             )
-        token = await self._of.keys.token(client, workload, lifetime)
+        token = await self._of.vault.keys.token(client, workload, lifetime)
         self._of.record("token", workload, "allowed", client=client, lifetime=lifetime)
         return {"token": token}
-
-    async def add_key(self, request: Request) -> object:
-        name = _text(request, "name")
-        if len(request.fds) != 1:
-            raise _usage("keys.add needs one descriptor to read the key from")
-        await self._of.keys.add(name, request.fds[0])
-        self._of.record("key-added", "vault", "allowed", key=name)
-        await self._of.unlock()
-        return {"name": name}
-
-    async def list_keys(self, request: Request) -> object:
-        return {"names": await self._of.keys.names()}
-
-    async def remove_key(self, request: Request) -> object:
-        name = _text(request, "name")
-        await self._of.keys.remove(name)
-        self._of.record("key-removed", "vault", "allowed", key=name)
-        await self._of.unlock()
-        return {"name": name}
 
     async def answer(self, request: Request) -> object:
         """The operator's word on a host that a workload asked for, bounded by the policy's rule."""

@@ -113,3 +113,8 @@ class Refusal(ProxyError):
 def unrecorded() -> Refusal:
     """Return the refusal for a request whose audit record cannot be written."""
     return Refusal("audit_unwritable", "The audit log cannot be written.")
+
+
+def vault_locked(why: str) -> Refusal:
+    """Return the refusal of a request that needs a key before there is any; `why`: its code."""
+    return Refusal("vault_locked", f"The vault has not been unlocked{why and ': '}{why}.")

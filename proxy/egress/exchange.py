@@ -17,7 +17,7 @@ from . import authorize, reply, request_body
 from .budget import OUTPUT_DEFAULT, Budgets, Reservation
 from .config import Config, Grant, Workload
 from .deltas import StreamInvalid
-from .errors import Refusal, unrecorded
+from .errors import Refusal, unrecorded, vault_locked
 from .guard import KeyGuard
 from .http_server import ClientGone, Request
 from .keys import KeyRing
@@ -189,7 +189,7 @@ class Exchange:
         incoming = Masker(services.scanner, services.guard, treatment)
         self.outgoing, self.incoming = outgoing, incoming
         if services.ring.locked and target.upstream.credential is not None:
-            raise Refusal("vault_locked", "The vault has not been unlocked.")
+            raise vault_locked(services.ring.why_locked)
         if any(outgoing.text(value) != value for value in match.values.values()):
             raise Refusal("secret_blocked", "The path holds a secret.")
         path = target.route.filled(match.values) + self.check_query()

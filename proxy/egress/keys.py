@@ -28,9 +28,10 @@ class KeyRing:
     endian. `value` gives a view into the mapping: copy it as late and as briefly as possible.
     """
 
-    __slots__ = ("_map", "_spans")
+    __slots__ = ("_map", "_spans", "why_locked")
 
     def __init__(self) -> None:
+        self.why_locked = ""  # the vault's code, such as PCR_CHANGED, once it is known
         self._map: mmap.mmap | None = None
         self._spans: dict[str, tuple[int, int]] = {}
 

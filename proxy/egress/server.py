@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -37,6 +38,7 @@ from .upstream import Upstreams
 
 GRACE = 1.5  # seconds that requests under way get after SIGTERM
 _KEYS_TIME = 120.0
+_CODE = re.compile(r"[A-Z][A-Z_]{0,63}")
 
 
 class EgressServer:
@@ -107,10 +109,10 @@ class EgressServer:
 
     def _handle(self, message: dict[str, Any], handed: list[int]) -> None:
         """Carry out one control message; raises ControlError."""
-        if message["op"] == "answer":
+        if message["op"] in ("answer", "locked"):
             if handed:
                 raise ControlError(Answer.WRONG_DESCRIPTORS)
-            self._answer(message)
+            self._answer(message) if message["op"] == "answer" else self._locked(message)
             return
         operations = {
             "listen": (self._listen, 1),
@@ -157,6 +159,13 @@ class EgressServer:
             allowed=message["verdict"] == "allow",
             seconds=message["seconds"], uses=message["uses"],
         )  # fmt: skip
+
+    def _locked(self, message: dict[str, Any]) -> None:
+        """No keys will come for now: what to tell those who need one."""
+        why = message.get("why")
+        if message.keys() != {"op", "why"} or not isinstance(why, str) or not _CODE.fullmatch(why):
+            raise ControlError(Answer.MALFORMED)
+        self._ring.why_locked = why
 
     def _note_question(
         self,

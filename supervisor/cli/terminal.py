@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Verdicts and states are never told by colour alone: the word is always there.
@@ -85,3 +87,33 @@ def size(count: int | None) -> str | None:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} GiB"
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Takes the supervisor's progress lines; the latest is shown on stderr after each second."""
+    now = ""
+
+    def take(line: Mapping[str, Any]) -> None:
+        nonlocal now
+        now = str(line.get("doing", ""))
+
+    def tell(*_: object) -> None:
+        if now:
+            print(f"  {harmless(now)} ...", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
+    try:
+        yield take
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def confirmed(question: str) -> bool:
+    """Whether the operator, at a terminal, says yes. Anything else is a no."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

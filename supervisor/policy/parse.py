@@ -55,7 +55,7 @@ _ROOTS = ("/usr/", "/etc/", "/opt/", "/srv/", "/sys/kernel/btf/")
 _TABLES, _ARRAYS = ("limits", "watch"), ("allow", "claim", "budget", "redact")
 SERVICE_FDS = (
     "config", "audit", "control", "broker", "listen", "handover", "secret", "result", "ring",
-    "counters",
+    "counters", "pin", "recovery", "code", "prediction",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import h11
 from wsproto import ConnectionType
 
-from proxy.egress.errors import Refusal
+from proxy.egress.errors import Refusal, vault_locked
 from proxy.egress.redaction.stream import Channel
 from proxy.egress.redaction.text import Masker
 
@@ -74,7 +74,7 @@ class Exchange:
         path = self._path(target)
         body = await self._body()
         if forward.services.ring.locked and call.rule.credential:
-            raise Refusal("vault_locked", "The vault has not been unlocked.")
+            raise vault_locked(forward.services.ring.why_locked)
         forward.record(call, "admission", "allowed", None)
         sock = await forward.dial(call)
         if switching:
@@ -226,7 +226,7 @@ class Exchange:
     def _key(self, name: str) -> str:
         ring = self._forward.services.ring
         if ring.locked:
-            raise Refusal("vault_locked", "The vault has not been unlocked.")
+            raise vault_locked(ring.why_locked)
         if name not in ring:
             raise Refusal("credential_absent", f"The vault has no key {name}.")
         key = str(ring.value(name), "latin-1")

@@ -101,45 +101,6 @@ def test_full_disk_is_1_and_one_sentence(place, words):
     assert done.stderr == "anchorhold: [Errno 28] No space left on device\n"
 
 
-def test_key_goes_through_a_pipe_and_nowhere_else(place):
-    got: list[bytes] = []
-
-    async def add(request: Request) -> object:
-        got.append(os.read(request.fds[0], 100))
-        got.append(os.read(request.fds[0], 100))
-        place.seen.append(request.arguments)
-        return {"name": "openai"}
-
-    place.serve({"keys.add": add})
-    done = place.run("keys", "add", "openai", stdin="sk-test-1234\n")
-    assert done.returncode == exits.OK, done.stderr
-    assert got == [b"sk-test-1234", b""], "the bare key, then the end of the pipe"
-    assert place.seen == [{"name": "openai"}]
-    assert "sk-test" not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    "value", ["", "\n", "seven-7", "good key", "goodkey\nb", "goodkeyé", "x" * 9000]
-)
-def test_bad_key_is_refused_before_anything_is_asked(place, value):
-    place.serve({"keys.add": answering(place, {})})
-    done = place.run("keys", "add", "openai", stdin=value)
-    assert done.returncode == exits.USAGE
-    assert place.seen == []
-    assert value.strip() == "" or value not in done.stderr
-
-
-def test_keys_list_and_remove(place):
-    place.serve({
-        "keys.list": answering(place, {"names": ["openai", "practice"]}),
-        "keys.remove": answering(place, {}),
-    })  # fmt: skip
-    assert place.run("keys", "list").stdout == "openai\npractice\n"
-    assert json.loads(place.run("keys", "list", "--json").stdout) == ["openai", "practice"]
-    assert place.run("keys", "remove", "openai").returncode == exits.OK
-    assert place.seen[-1] == ("keys.remove", {"name": "openai"})
-
-
 def test_try_relays_pipes_and_returns_the_exit_code(place):
     async def attempt(request: Request) -> object:
         place.seen.append(request.arguments)

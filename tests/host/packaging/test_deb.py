@@ -61,7 +61,10 @@ def test_default_host_file_is_the_trees(debs: dict[str, Deb]) -> None:
     conffiles = subprocess.run(
         ["dpkg-deb", "-I", debs["anchorhold"].path, "conffiles"], capture_output=True, check=True
     )
-    assert conffiles.stdout.split() == [b"/etc/anchorhold/host.toml"]
+    assert {*conffiles.stdout.split()} == {
+        b"/etc/anchorhold/host.toml",
+        b"/etc/apt/apt.conf.d/60anchorhold",
+    }
 
 
 def test_everything_is_roots_and_only_root_changes_it(debs: dict[str, Deb]) -> None:

@@ -49,7 +49,7 @@ def test_keys_take_effect_at_once_and_appear_nowhere(running: House, key: str) -
     # Each of these places would have been found out.
     assert any(place.endswith("environ") for place in _places(running, "OPENAI_API_KEY"))
     assert any(place.endswith("cmdline") for place in _places(running, "executor"))
-    assert "audit/supervisor.jsonl" in _places(running, "key-added")
+    assert "audit/supervisor.jsonl" in _places(running, "key-set")
     assert "reply to status" in _places(running, "workloads")
 
 
@@ -80,7 +80,7 @@ def test_a_stranger_is_turned_away_before_anything_is_read(running: House) -> No
         path.chmod(0o600)
         path.parent.chmod(0o700)
     assert refusal["error"]["code"] == "not_allowed" and "65534" in refusal["error"]["message"]
-    assert "result" in json.loads(_connect(path, b'{"verb": "keys.list", "arguments": {}}\n'))
+    assert "result" in json.loads(_connect(path, b'{"verb": "status", "arguments": {}}\n'))
 
 
 def _connect(path: Path, request: bytes = b"") -> bytes:

@@ -101,3 +101,17 @@ def test_supervisor_gone_ends_the_proxy(start: Callable[..., Proxy]) -> None:
     proxy.listen()
     proxy.control.close()
     assert proxy.process.wait(3) == 0
+
+
+def test_a_locked_vault_is_told_with_its_code(start: Callable[..., Proxy]) -> None:
+    proxy = start()
+    proxy.listen()
+    assert "PCR_CHANGED" not in proxy.ask("x").json["error"]["message"]
+    for wrong in ({}, {"why": 1}, {"why": "pcr"}, {"why": "A" * 65}, {"why": "A", "more": 1}):
+        assert proxy.command({"op": "locked"} | wrong) == MALFORMED
+    assert proxy.command({"op": "locked", "why": "PCR_CHANGED"}) == OK
+    answer = proxy.ask("x")
+    assert (answer.status, answer.code) == (503, "vault_locked")
+    assert "PCR_CHANGED" in answer.json["error"]["message"]
+    proxy.unlock()
+    assert proxy.ask("x").status == 200
