@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.audit import AuditUnwritable
 from supervisor import boot
 from supervisor.callers import EGRESS
-from supervisor.egress import EgressRefused
+from supervisor.egress import Egress, EgressRefused
 from supervisor.keys import HELPER, SOFTWARE_TPM, Access, Keys, VaultRefused, public_keys
 from supervisor.lifecycle import StartError
 from supervisor.vault.errors import Fault
@@ -30,6 +30,7 @@ class Custody:
         self.keys = Keys(of.one_shot, _access(of))
         self.found: dict[str, Any] = {}
         self.locked: dict[str, str] | None = None
+        self._handed = False
 
     @property
     def public_keys(self) -> list[dict[str, str]]:
@@ -56,7 +57,11 @@ class Custody:
 
     async def unlock(self) -> None:
         """Hand the keys to the egress proxy; a shut vault leaves it answering 503. Never raises."""
-        if self._of.egress is None:
+        egress = self._of.egress
+        if egress is None:
+            return
+        if self.locked and self.found.get("problem") == Fault.VAULT_ABSENT.name:
+            await self._tell(egress, self.locked["code"])  # why it could not be made
             return
         try:
             await self.hand_over()
@@ -75,19 +80,26 @@ class Custody:
         except (AuditUnwritable, *_FAULTS) as error:
             self._shut(error)
             await self.look()
-            try:
-                await egress.order(op="locked", why=_code(error))
-            except EgressRefused as refused:
-                self._of.note("locked", EGRESS, "failed", reason=str(refused))
+            await self._tell(egress, _code(error))
             raise
-        self.locked = None
+        self.locked, self._handed = None, True
+
+    async def _tell(self, egress: Egress, code: str) -> None:
+        """What the proxy answers to who needs a key."""
+        try:
+            await egress.order(op="locked", why=code)
+        except EgressRefused as refused:
+            self._of.note("locked", EGRESS, "failed", reason=str(refused))
 
     def _shut(self, error: Exception) -> None:
+        self._handed = False
         self.locked = {"code": _code(error), "why": str(error)} | _fix(error)
 
     def gap(self) -> dict[str, str] | None:
         """What the status names as DEGRADED, or None. The PCRs that differ are named in words."""
         problem, detail = self.found.get("problem"), self.found.get("detail")
+        if self._handed and problem == Fault.__members__.get("PIN_NEEDED", Fault.INTERNAL).name:
+            problem = None  # it is open; after the next start it will be needed again
         if self.locked is None and not problem:
             return None
         code = self.locked["code"] if self.locked else str(problem)

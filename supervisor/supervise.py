@@ -7,7 +7,7 @@ import dataclasses
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from supervisor import doctor
 from supervisor.callers import EGRESS
 from supervisor.cells import Cells
 from supervisor.channels import Channels
+from supervisor.checkpoints import Checkpoints
 from supervisor.custody import Custody
 from supervisor.descriptors import Outfitter, append_to, listen
 from supervisor.egress import Egress
@@ -42,6 +43,7 @@ INGRESS = "service.ingress"
 _ONE_SHOTS = (LOADER, HELPER)
 _START_ORDER = ("model-server", "executor", "tool", "adapter")
 _TRIAL_UIDS = 64
+_LAST_WORDS = 10.0  # seconds that the last checkpoint of the audit records may take
 _TPM_LOOK = 0.5  # seconds between two looks whether the TPM that a helper waits for still runs
 
 
@@ -95,6 +97,8 @@ class Supervisor:
             self.launcher, self.slice, self.outfitter, self.watching, self.waived_layers
         )
         self.vault = Custody(self)
+        self.checkpoints = Checkpoints(self)
+        self._checking: asyncio.Task[None] | None = None
         self.egress: Egress | None = None
         self.workloads = {
             id_: Workload(compiled)
@@ -148,6 +152,7 @@ class Supervisor:
             *(self.lifecycle.serving(one) for one in self.workloads.values() if one.running)
         )
         await self._start(INGRESS)
+        self._checking = self.lifecycle.spawn(self.checkpoints.keep())
 
     async def _take_down(self) -> None:
         # First nothing comes in any more; the services hear the others' last words. Each takes its
@@ -155,12 +160,21 @@ class Supervisor:
         services = {
             id_ for id_, one in self.workloads.items() if one.compiled.policy.kind == "service"
         }
-        for ids in ({INGRESS} & services, self.workloads.keys() - services, services - {INGRESS}):
-            await asyncio.gather(*(self.lifecycle.stop(self.workloads[id_]) for id_ in ids))
+        for ids in ({INGRESS} & services, self.workloads.keys() - services):
+            await self._stop(ids)
+        if self._checking is not None:  # the vault is still there, and can sign
+            self._checking.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self.checkpoints.write()
+        await self._stop(services - {INGRESS})
         self.watching.detach_reader()
         self.slice.remove()
         self.channels.close()
         self.note("stop", "supervisor", "allowed")
+
+    async def _stop(self, ids: Iterable[str]) -> None:
+        await asyncio.gather(*(self.lifecycle.stop(self.workloads[id_]) for id_ in ids))
 
     async def _start(self, id_: str) -> None:
         if workload := self.workloads.get(id_):

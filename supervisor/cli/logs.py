@@ -17,7 +17,8 @@ from typing import Any
 from supervisor.cli import exits
 from supervisor.cli.place import host_of
 from supervisor.cli.privilege import become_nobody
-from supervisor.cli.terminal import say
+from supervisor.cli.secrets import ask_vault
+from supervisor.cli.terminal import print_json, say
 from supervisor.control import ControlError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
@@ -34,6 +35,17 @@ def add(verbs: Any) -> None:
     parser.add_argument("-n", "--lines", type=int, default=100, help="last lines per file (100)")
     parser.add_argument("--audit", action="store_true", help="one line per decision")
     parser.add_argument("--json", action="store_true", help="audit records as they were written")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="check the audit records against the checkpoints that the vault signed",
+    )
+    parser.add_argument(
+        "--key",
+        action="append",
+        metavar="KEY",
+        help="with --verify: the audit log's public key (base64url); default: ask the vault",
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the last lines; audit records of several files in the order of time."""
     import json  # before root is gone, and with it perhaps the right to read the library
 
+    if arguments.verify:
+        return _verify(arguments)
     audit = arguments.audit or arguments.json
     folder = Path(host_of(arguments).paths.state, "audit" if audit else "logs")
     files = _open(folder, ".jsonl" if audit else ".log", arguments.workload)
@@ -57,6 +71,30 @@ def run(arguments: argparse.Namespace) -> int:
         for name, line in _follow(files):
             _show(json, name if several else "", line, audit, arguments.json)
     return exits.OK
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """0: every checkpoint fits and at least one is signed. 1 otherwise, with what is wrong."""
+    import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401 - before root is gone
+
+    from supervisor.cli.logs_verify import verify
+
+    keys = arguments.key
+    if keys is None:
+        keys = [key["x"] for key in ask_vault(arguments, "list").get("audit", [])]
+    files = _open(Path(host_of(arguments).paths.state, "audit"), ".jsonl", None)
+    become_nobody()
+    found = verify(files, keys)
+    if arguments.json:
+        print_json({**vars(found), "good": found.good})
+        return exits.OK if found.good else exits.FAILED
+    for text in found.wrong:
+        say(f"WRONG  {text}")
+    for text in found.unproven:
+        say(f"not proven  {text}")
+    say(f"{found.signed} of {found.checkpoints} checkpoints signed and checked")
+    say(f"{found.lines} records, {found.after} of them after the last checkpoint")
+    return exits.OK if found.good else exits.FAILED
 
 
 def _open(folder: Path, suffix: str, workload: str | None) -> dict[str, int]:

@@ -54,7 +54,7 @@ ROOT_MAY = {"seccomp", "prctl"}
 BESIDES_ROOT = {
     "probes.load": {"bcc"},
     "supervisor.vault": {"cryptography", "tpm2_pytss"},
-    "supervisor.cli": {"rich"},
+    "supervisor.cli": {"rich", "cryptography"},
     "supervisor.demo": {"rich"},
 }
 # These choose one program by its name: what they import inside functions or branches is judged by
