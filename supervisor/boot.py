@@ -30,6 +30,8 @@ PCRS = {
     13: "system extensions added to the unified kernel image",
     14: "shim's own keys (MOK)",
     15: "file systems and the identity of the machine",
+    16: "nothing; it is for trying things out",
+    23: "what programs of the owner measured",
 }  # fmt: skip
 
 

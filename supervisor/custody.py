@@ -30,7 +30,12 @@ class Custody:
         self.keys = Keys(of.one_shot, _access(of))
         self.found: dict[str, Any] = {}
         self.locked: dict[str, str] | None = None
-        self._handed = False
+        self._has_keys: Egress | None = None
+
+    @property
+    def handed(self) -> bool:
+        """Whether the egress proxy that runs now has been given the keys."""
+        return self._has_keys is not None and self._has_keys is self._of.egress
 
     @property
     def public_keys(self) -> list[dict[str, str]]:
@@ -82,7 +87,7 @@ class Custody:
             await self.look()
             await self._tell(egress, _code(error))
             raise
-        self.locked, self._handed = None, True
+        self.locked, self._has_keys = None, egress
 
     async def _tell(self, egress: Egress, code: str) -> None:
         """What the proxy answers to who needs a key."""
@@ -92,13 +97,12 @@ class Custody:
             self._of.note("locked", EGRESS, "failed", reason=str(refused))
 
     def _shut(self, error: Exception) -> None:
-        self._handed = False
         self.locked = {"code": _code(error), "why": str(error)} | _fix(error)
 
     def gap(self) -> dict[str, str] | None:
         """What the status names as DEGRADED, or None. The PCRs that differ are named in words."""
         problem, detail = self.found.get("problem"), self.found.get("detail")
-        if self._handed and problem == Fault.__members__.get("PIN_NEEDED", Fault.INTERNAL).name:
+        if self.handed and problem == Fault.__members__.get("PIN_NEEDED", Fault.INTERNAL).name:
             problem = None  # it is open; after the next start it will be needed again
         if self.locked is None and not problem:
             return None

@@ -80,10 +80,10 @@ class Keys:
             self._pin(found)
         return found
 
-    async def token(self, client: str, workload: str, lifetime: int) -> str:
+    async def token(self, client: str, workload: str, lifetime: int, fds: Mapping[str, int]) -> str:
         """A signed token of the gateway. The caller passes it on and keeps no copy."""
         arguments = ("--client", client, "--workload", workload, "--lifetime", str(lifetime))
-        return str((await self.run("token", *arguments, result=True))["token"])
+        return str((await self.run("token", *arguments, fds=fds, result=True))["token"])
 
     async def hand_to(
         self, egress: Egress, *words: str, fds: Mapping[str, int] | None = None

@@ -97,7 +97,7 @@ class _VaultVerbs:
 
     async def add(self, request: Request) -> object:
         """A key under a new name: what is there already is replaced by `set` alone."""
-        name, fds = _text(request, "name"), _descriptors(request)
+        name, fds = _text(request, "name"), descriptors(request)
         opening = {"pin": fds.pop("pin-list")} if "pin-list" in fds else {}
         request.progress({"doing": "looking at the names"})
         found = await self._of.vault.keys.run("list", fds=opening, result=True)
@@ -113,7 +113,7 @@ class _VaultVerbs:
 
     async def unlock(self, request: Request) -> object:
         """Hand the keys to the egress proxy: with a PIN, or by the recovery code."""
-        fds = _descriptors(request)
+        fds = descriptors(request)
         _known(fds, ("pin", "recovery"))
         request.progress({"doing": "opening the vault"})
         await self._of.vault.hand_over(*_options(request, ("accept-stale",)), fds=fds)
@@ -128,6 +128,7 @@ class _VaultVerbs:
         gap = custody.gap()
         return custody.found | {
             "locked": custody.locked,
+            "handed": custody.handed,
             "gap": gap,
             "changed": {str(pcr): what for pcr, what in custody.changed_pcrs().items()},
             "measures": {str(pcr): what for pcr, what in PCRS.items()},
@@ -142,7 +143,7 @@ class _VaultVerbs:
     async def _run(
         self, word: str, verb: Verb, request: Request, fds: dict[str, int] | None = None
     ) -> object:
-        fds = _descriptors(request) if fds is None else fds
+        fds = descriptors(request) if fds is None else fds
         _known(fds, (*verb.needs, *_OPENING, "prediction"))
         if missing := [name for name in verb.needs if name not in fds]:
             raise _usage(f"keys.{word} needs a descriptor: {', '.join(missing)}")
@@ -171,7 +172,8 @@ class _VaultVerbs:
             await self._of.serve_tokens()
 
 
-def _descriptors(request: Request) -> dict[str, int]:
+def descriptors(request: Request) -> dict[str, int]:
+    """The request's descriptors by name. Raises ControlError."""
     names = request.arguments.get("fds", [])
     if (
         not isinstance(names, list)

@@ -15,7 +15,7 @@ from supervisor.egress import EgressRefused
 from supervisor.policy.net import HOST_NAME, asked
 from supervisor.status import status
 from supervisor.supervise import Supervisor
-from supervisor.vault_verbs import vault_handlers
+from supervisor.vault_verbs import descriptors, vault_handlers
 from supervisor.workload import Workload
 
 _TRY_TIME = 300.0
@@ -88,7 +88,8 @@ class _Verbs:
                 f"--workload is one of: {', '.join(reachable)}",
                 exits.USAGE,
             )
-        token = await self._of.vault.keys.token(client, workload, lifetime)
+        fds = descriptors(request)
+        token = await self._of.vault.keys.token(client, workload, lifetime, fds)
         self._of.record("token", workload, "allowed", client=client, lifetime=lifetime)
         return {"token": token}
 

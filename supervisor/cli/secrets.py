@@ -85,8 +85,9 @@ def ask_vault(
     pins: tuple[str, ...] = ("pin",),
     lent: Mapping[str, int] | None = None,
 ) -> Any:
-    """One verb of the vault. Where it needs the PIN, this is read, and the verb asked for again.
+    """One verb of the vault: `keys.VERB`, or another by its whole name.
 
+    Where it needs the PIN, this is read, and the verb asked for again.
     `secrets` by the names of their descriptors; `pins`: those that the PIN is passed as; `lent`:
     descriptors of the caller. Raises ControlError.
     """
@@ -115,7 +116,8 @@ def _ask(
         }
         report = stack.enter_context(progress())
         given = {**values, "fds": list(fds)}
-        return ask(arguments, f"keys.{verb}", given, tuple(fds.values()), report)
+        name = verb if "." in verb else f"keys.{verb}"
+        return ask(arguments, name, given, tuple(fds.values()), report)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.cli import exits
-from supervisor.cli.place import ask, host_of
+from supervisor.cli.place import host_of
 from supervisor.cli.privilege import become_nobody
+from supervisor.cli.secrets import ask_vault
 from supervisor.cli.terminal import print_json, say
 from supervisor.control import ControlError
 
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         "workload": f"adapter.{arguments.protocol}",
         "lifetime": _TOKEN_LIFETIME,
     }
-    token = ask(arguments, "token.issue", wanted)["token"]
+    token = ask_vault(arguments, "token.issue", wanted)["token"]
     import http.client  # noqa: F401 - loaded while the library can surely be read
 
     from supervisor.cli import websocket  # noqa: F401 - the same

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from supervisor.cli import exits
-from supervisor.cli.place import ask
+from supervisor.cli.secrets import add_pin_option, ask_vault
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _YEAR = 31_536_000
@@ -25,6 +25,7 @@ def add(verbs: Any) -> None:
     )
     issue.add_argument("--workload", type=name, required=True, help="the one adapter it opens")
     issue.add_argument("--lifetime", type=lifetime, default=3600, help="900, 15m, 12h, 7d (1h)")
+    add_pin_option(issue)
     issue.set_defaults(run=run)
 
 
@@ -38,7 +39,7 @@ def name(text: str) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Print the token and nothing else."""
     wanted = {key: getattr(arguments, key) for key in ("client", "workload", "lifetime")}
-    print(ask(arguments, "token.issue", wanted)["token"])
+    print(ask_vault(arguments, "token.issue", wanted)["token"])
     return exits.OK
 
 
