@@ -53,6 +53,13 @@ class Custody:
             self._shut(error)
             self._of.note("vault", HELPER, "refused", reason=str(error))
 
+    async def vouch(self, digest: bytes, signature: int) -> str:
+        """Who of the vault's signers signed the policies with this digest; `signature` is a
+        descriptor. Raises VaultRefused and what a launch raises."""
+        words = ("--digest", digest.hex())
+        fds = {"secret": signature}
+        return str((await self.keys.run("policy-verify", *words, fds=fds, result=True))["signer"])
+
     async def look(self) -> None:
         """Take the status anew, after something was changed. Never raises."""
         try:

@@ -24,7 +24,8 @@ GUARANTEES = (
     "probes", "seccomp", "userns", "mdwe", "device-filter", "secret-memory", "software-tpm",
     "file-key", "pin-rate-limit", "disk:quota",
 )  # fmt: skip
-_TABLES, _ARRAYS = ("paths", "ids", "tpm", "gateway", "probes"), ("waive", "upstream", "price")
+_TABLES = ("paths", "ids", "tpm", "gateway", "probes", "policy")
+_ARRAYS = ("waive", "upstream", "price")
 _PATH = r"(/[A-Za-z0-9._+@-]+)+"
 _HOST = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]+\]"
 _ADDRESS = r"(([0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:]+\]):[0-9]{1,5}"
@@ -95,7 +96,10 @@ class Tpm:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One host file. `denials`: the costlier probe that reports refused calls may be attached."""
+    """One host file. `denials`: the costlier probe that reports refused calls may be attached.
+
+    `signed`: nothing starts under policies that nobody signed whom the vault trusts.
+    """
 
     file: str
     paths: Paths
@@ -105,6 +109,7 @@ class Host:
     listen: str
     origins: tuple[str, ...]
     denials: bool
+    signed: bool
     upstreams: tuple[Upstream, ...]
     prices: tuple[Listed, ...] = ()
 
@@ -142,7 +147,8 @@ def _host(document: Document) -> Host:
         tuple(_waiver(table) for table in document.many("waive")),
         _tpm(document.one("tpm")),
         *_gateway(_need(document, "gateway")),
-        _denials(document.one("probes")),
+        _switch(document.one("probes"), "denials"),
+        _switch(document.one("policy"), "signed"),
         tuple(_upstream(table) for table in document.many("upstream")),
         tuple(_price(table) for table in document.many("price")),
     )
@@ -225,12 +231,13 @@ def _gateway(table: Table) -> tuple[str, tuple[str, ...]]:
     return listen, origins
 
 
-def _denials(table: Table | None) -> bool:
+def _switch(table: Table | None, name: str) -> bool:
+    """A table with one key, which is false where it is left out."""
     if table is None:
         return False
-    denials = table.boolean("denials", False)
+    value = table.boolean(name, False)
     table.finish()
-    return denials
+    return value
 
 
 def _upstream(table: Table) -> Upstream:

@@ -21,7 +21,7 @@ from supervisor import doctor
 from supervisor.callers import EGRESS, Callers
 from supervisor.descriptors import Descriptors
 from supervisor.egress import Egress, EgressRefused
-from supervisor.keys import SOFTWARE_TPM
+from supervisor.keys import HELPER, SOFTWARE_TPM
 from supervisor.policy.compile import with_words
 from supervisor.policy.plans import CompiledPolicy
 from supervisor.watching import LOADER, READER
@@ -35,6 +35,8 @@ _HELPER_TIME = 60.0
 # A second or two on a quiet PC; a minute was seen on a busy machine that emulates its processor,
 # and without the probes nothing runs. Below the unit's TimeoutStartSec.
 _COMPILE_TIME = 200.0
+# What opens the vault, whose signers vouch for the policies of everything else.
+_BEFORE_THE_VAULT = (LOADER, READER, SOFTWARE_TPM, HELPER)
 _RECORD_AGAIN = 5.0  # seconds until a start is tried again that could not be recorded
 
 StartError = (SandboxError, ProbeError, EgressRefused, OSError)
@@ -232,6 +234,8 @@ class Lifecycle:
         return task
 
     def _require(self, compiled: CompiledPolicy) -> None:
+        if self._of.unsigned is not None and compiled.policy.id not in _BEFORE_THE_VAULT:
+            raise self._of.unsigned
         if lacking := doctor.unmet(compiled.sandbox.requires, self._of.guarantees):
             raise GuaranteeMissing(lacking)
         self._of.directories.require(compiled)

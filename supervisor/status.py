@@ -53,6 +53,10 @@ def _degraded(of: Supervisor, workloads: list[dict[str, Any]]) -> list[dict[str,
     found += [
         {"guarantee": f"workload {w['id']}", "why": why} for w in workloads if (why := _wrong(w))
     ]
+    if of.unsigned is not None:
+        found.append(
+            {"guarantee": "policies", "why": str(of.unsigned), "fix": str(of.unsigned.fix)}
+        )
     if gap := of.vault.gap():
         found.append(gap)
     found += [{"guarantee": "policy", "why": str(error)} for error in of.policy_errors]

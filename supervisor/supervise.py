@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import signal
 import socket
 import sys
@@ -32,7 +33,9 @@ from supervisor.host import Host
 from supervisor.keys import HELPER, SOFTWARE_TPM, VaultRefused
 from supervisor.lifecycle import Lifecycle, StartError, no_policy
 from supervisor.loading import load_policies
+from supervisor.policy import signature
 from supervisor.policy.plans import CompiledPolicy
+from supervisor.policy.signature import set_digest
 from supervisor.policy.wiring import broker_targets, egress_config, ingress_config
 from supervisor.state import StateDirectories
 from supervisor.vault.errors import Fault
@@ -63,6 +66,12 @@ class Supervisor:
         self.waived = waived
         self.audit = AuditLog(append_to(self.state / "audit/supervisor.jsonl"))
         self.compiled, self.policy_errors = load_policies(host)
+        self._signed_digest = set_digest(Path(host.paths.policies))
+        # Why nothing but what opens the vault may run; None where that is not asked for or settled.
+        self.unsigned: SandboxError | None = None
+        if host.signed:
+            text = "the signature of the policies was not checked yet"
+            self.unsigned = SandboxError("policies_unsigned", text, "wait for the vault")
         for error in self.policy_errors:
             self.record("policy", error.file, "refused", reason=str(error))
         # Named by the whole path of the run directory, of which there is one: no other supervisor
@@ -142,6 +151,8 @@ class Supervisor:
         if self.host_tpm_is_software:
             await self._start(SOFTWARE_TPM)
         await self.vault.open()
+        if self.unsigned is not None:
+            await self._ask_who_signed()
         await self._start(EGRESS)
         for kind in _START_ORDER:
             for id_, workload in self.workloads.items():
@@ -172,6 +183,23 @@ class Supervisor:
         self.slice.remove()
         self.channels.close()
         self.note("stop", "supervisor", "allowed")
+
+    async def _ask_who_signed(self) -> None:
+        """With `signed = true` nothing runs under policies that no trusted signer signed."""
+        path = Path(self.host.paths.policies) / signature.FILE
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                signer = await self.vault.vouch(self._signed_digest, fd)
+            finally:
+                os.close(fd)
+        except (VaultRefused, *StartError) as error:
+            fix = getattr(error, "fix", "") or f"anchorhold policy sign KEY, which writes {path}"
+            self.unsigned = SandboxError("policies_unsigned", f"unsigned policies: {error}", fix)
+            self.note("policies", "all", "refused", reason=str(error))
+            return
+        self.unsigned = None
+        self.note("policies", "all", "allowed", signer=signer, digest=self._signed_digest.hex())
 
     async def _stop(self, ids: Iterable[str]) -> None:
         await asyncio.gather(*(self.lifecycle.stop(self.workloads[id_]) for id_ in ids))

@@ -1,8 +1,10 @@
-"""`policy lint`, `explain` and `seccomp`: without root, without a supervisor, running nothing."""
+"""`policy lint`, `explain`, `seccomp`, `digest` and `sign`: without root, without a supervisor,
+running nothing."""
 
 from __future__ import annotations
 
 import argparse
+import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +33,18 @@ def add(verbs: Any) -> None:
         ("bpf", "their instructions"),
     ):
         views.add_argument(f"--{view}", dest="view", action="store_const", const=view, help=text)
+    digest = policy.add_parser("digest", help="the digest of all policy files: what is signed")
+    sign = policy.add_parser("sign", help="sign all policy files, for hosts with signed = true")
+    sign.add_argument("key", metavar="KEY", help="an Ed25519 private key (PEM)")
     for parser in (explain, seccomp):
         parser.add_argument("workload", help="its id")
-    for parser, run in ((lint, run_lint), (explain, run_explain), (seccomp, run_seccomp)):
+    for parser, run in (
+        (lint, run_lint),
+        (explain, run_explain),
+        (seccomp, run_seccomp),
+        (digest, run_digest),
+        (sign, run_sign),
+    ):
         parser.add_argument("directory", nargs="?", help="default: paths.policies of the host file")
         parser.add_argument("--json", action="store_true", help="for scripts")
         parser.set_defaults(run=run)
@@ -78,6 +89,62 @@ def run_seccomp(arguments: argparse.Namespace) -> int:
     else:
         say("\n".join(views.get(arguments.view, filters.as_table)(found)))
     return exits.FAILED if found.wrong else exits.OK
+
+
+def run_digest(arguments: argparse.Namespace) -> int:
+    """Print the digest, for who signs elsewhere."""
+    from supervisor.policy.signature import set_digest
+
+    digest = set_digest(_directory(arguments)).hex()
+    if arguments.json:
+        print_json({"digest": digest})
+    else:
+        say(digest)
+    return exits.OK
+
+
+def run_sign(arguments: argparse.Namespace) -> int:
+    """Write the signature beside the policies; refuses policies that do not hold together."""
+    from supervisor.policy.lint import exit_code, lint
+    from supervisor.policy.signature import CONTEXT, FILE, set_digest
+
+    directory = _directory(arguments)
+    if exit_code(lint(directory, groups_from=_groups(arguments, directory))):
+        raise ControlError(
+            "not_sound", f"{directory} has mistakes", "see `anchorhold policy lint`", exits.FAILED
+        )
+    digest = set_digest(directory)
+    signature = _private_key(Path(arguments.key)).sign(CONTEXT + digest)
+    text = base64.urlsafe_b64encode(signature).rstrip(b"=").decode()
+    (directory / FILE).write_text(text + "\n")
+    if arguments.json:
+        print_json({"digest": digest.hex(), "signature": text, "file": str(directory / FILE)})
+    else:
+        say(f"signed {digest.hex()}: {directory / FILE}")
+    return exits.OK
+
+
+def _private_key(path: Path) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from supervisor.cli.secrets import typed
+
+    pem = path.read_bytes()
+    password = typed(f"password of {path}: ") if b"ENCRYPTED" in pem else None
+    try:
+        key = load_pem_private_key(pem, password)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ControlError(
+            "no_key",
+            f"{path} is no Ed25519 private key, or the password is another one",
+            f"openssl genpkey -algorithm ed25519 -out {path}",
+            exits.USAGE,
+        )
+    return key
 
 
 def _compiled(arguments: argparse.Namespace) -> CompiledPolicy:

@@ -30,7 +30,8 @@ SHUT = {
 def house(tmp_path: Path) -> Any:
     """A supervisor, as far as its status needs one."""
     of = SimpleNamespace(
-        guarantees=[], policy_errors=[], host_tpm_is_software=False, egress=None, one_shot=None,
+        guarantees=[], policy_errors=[], unsigned=None, host_tpm_is_software=False, egress=None,
+        one_shot=None,
         host=SimpleNamespace(tpm=Tpm()), waived=frozenset(), state=tmp_path,
     )  # fmt: skip
     of.vault = Custody(of)  # type: ignore[arg-type]  # only what it uses
