@@ -34,6 +34,7 @@ brackets may be left out. The vault directory must be writable (w), or may be re
 | unlock [--names a,b] [--allow-plain-memfd] [--accept-stale]   | handover, [pin|recovery] | r |
 | token --client C --workload W --lifetime SEC                  | result, [pin|recovery]   | r |
 | audit-sign --count N --digest HEX                             | result, [pin|recovery]   | r |
+| policy-verify --digest HEX                                    | secret, result, [pin]    | r |
 | recovery-code                                                 | code, [pin]              | w |
 | confirm-recovery                                              | secret, result, [pin]    | w |
 | recover [--accept-stale] [--pcrs LIST] [--allow-software-tpm] | secret, result           | w |

@@ -1,10 +1,12 @@
-"""Signatures over checkpoints of the audit log, and the public keys of those who sign policies."""
+"""Signatures over checkpoints of the audit log; and signers of policies, with their public keys."""
 
 from __future__ import annotations
 
+import base64
 import struct
+from collections.abc import Iterable
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -13,9 +15,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .errors import Fault, VaultError
+from .header import Trusted
 from .tokens import base64url, load_key
 
 CONTEXT = b"anchorhold/audit/v1\0"
+POLICIES = b"anchorhold/policies/v1\0"
+SIGNATURE_MAX = 128  # characters; 64 bytes in base64url are 86
 
 
 def checkpoint(count: int, digest: bytes) -> bytes:
@@ -37,3 +42,22 @@ def signer_key(pem: bytearray) -> str:
     if not isinstance(key, Ed25519PublicKey):
         raise VaultError(Fault.PUBLIC_KEY, "not Ed25519")
     return base64url(key.public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def signer_of(trust: Iterable[Trusted], digest: bytes, signature: bytes) -> str:
+    """Who of `trust` signed the policies with this digest. Raises POLICIES_UNSIGNED.
+
+    `signature`: in base64url, as it was read.
+    """
+    try:
+        raw = base64.b64decode(signature.strip() + b"==", b"-_", validate=True)
+    except ValueError:
+        raise VaultError(Fault.POLICIES_UNSIGNED, "that is no signature") from None
+    for signer in trust:
+        public = base64.urlsafe_b64decode(signer.x + "=" * (-len(signer.x) % 4))
+        try:
+            Ed25519PublicKey.from_public_bytes(public).verify(raw, POLICIES + digest)
+        except (InvalidSignature, ValueError):
+            continue
+        return signer.name
+    raise VaultError(Fault.POLICIES_UNSIGNED)

@@ -218,6 +218,12 @@ class Fault(enum.Enum):
     NAME_UNKNOWN = (66, "there is nothing of that name", "see the names: anchorhold keys status")
     NAME_TAKEN = (67, "that name is taken", "remove the old one first, or use another name")
     LIST_FULL = (68, "there is no room for one more", "remove what is not used")
+    POLICIES_UNSIGNED = (
+        69,
+        "no signer that the vault trusts signed these policies",
+        "anchorhold policy sign KEY, with a key whose public half was added: anchorhold keys trust "
+        "add NAME",
+    )
 
     @property
     def code(self) -> int:

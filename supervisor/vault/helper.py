@@ -97,6 +97,8 @@ def parser() -> argparse.ArgumentParser:
     audit = verbs.add_parser("audit-sign", parents=[common])
     audit.add_argument("--count", type=_count, required=True, help="records in the log")
     audit.add_argument("--digest", type=_hex(32), required=True, help="of their chain")
+    policies = verbs.add_parser("policy-verify", parents=[common])
+    policies.add_argument("--digest", type=_hex(32), required=True, help="of the policies")
     return top
 
 

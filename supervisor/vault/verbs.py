@@ -105,6 +105,15 @@ def audit_sign(options: argparse.Namespace, descriptors: Descriptors) -> Result:
     }
 
 
+def policy_verify(options: argparse.Namespace, descriptors: Descriptors) -> Result:
+    """Who of the vault's signers made the signature in `secret` over a set of policies."""
+    with (
+        typed(descriptors.number("secret"), audit.SIGNATURE_MAX) as signature,
+        opened(options, descriptors, write=False) as vault,
+    ):
+        return {"signer": audit.signer_of(vault.header.trust, options.digest, bytes(signature))}
+
+
 def _visible(values: dict[str, memoryview]) -> dict[str, memoryview]:
     return {k: v for k, v in values.items() if not k.startswith(entries.RESERVED)}
 
@@ -118,6 +127,7 @@ VERBS: dict[str, Verb] = {
     "unlock": unlock,
     "token": token,
     "audit-sign": audit_sign,
+    "policy-verify": policy_verify,
     "recovery-code": enrolment.recovery_code,
     "confirm-recovery": enrolment.confirm_recovery,
     "recover": enrolment.recover,

@@ -45,6 +45,14 @@ def test_a_vault_is_bound_to_the_pcrs_that_are_named(text: str) -> None:
     assert (more.tpm.mode, more.tpm.pcrs) == ("device", (7, 11))
 
 
+def test_signed_policies_are_demanded_by_name(text: str) -> None:
+    assert not parse_host(text.encode()).signed
+    assert parse_host((text + "\n[policy]\nsigned = true\n").encode()).signed
+    for wrong in ('signed = "yes"', "signd = true"):
+        with pytest.raises(PolicyErrors, match=r"policy\.sign"):
+            parse_host((text + f"\n[policy]\n{wrong}\n").encode())
+
+
 def test_a_foreign_upstream_is_https(text: str) -> None:
     added = '\n[[upstream]]\nname = "real"\nhost = "api.example.org"\ncredential = "real"\n'
     real = parse_host((text + added).encode()).upstream("real")
