@@ -27,7 +27,9 @@ _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
 # Rules of bare digits match at so many places that they cost more than all others together. They
 # have a database of their own, which only sees what is near three digits with little in between.
 _DIGITS = r"[0-9][ ./()-]?[0-9][ ./()-]?[0-9]"
+_CLUSTER = re.compile(rb"[0-9](?:[ ./()-]?[0-9]){2,}")
 _BEFORE, _BEHIND = 160, 64  # bytes round such a place: a number, and its keyword before it
+_NUMBER = 64  # no number is longer
 
 
 class Finding(NamedTuple):
@@ -56,7 +58,7 @@ class Scanner:
             main.append((number, gate, hyperscan.HS_FLAG_SINGLEMATCH if once else 0))
         self._digits = len(book.rules) + len(encodings.GATES)
         if numbers:
-            main.append((self._digits, _DIGITS, 0))
+            main.append((self._digits, _DIGITS, hyperscan.HS_FLAG_SINGLEMATCH))
         ready = stored()
         self._numbers = Database(numbers, ready) if numbers else None
         self._main = Database(main, ready)
@@ -111,14 +113,15 @@ class Scanner:
             if treatment.actions[rule.id] == "allow":
                 continue
             spans = windows.setdefault(number, [])
-            start = max(0, at - WINDOW)
+            window = _NUMBER if rule.hold == "digits" else WINDOW
+            start = max(0, at - window)
             if ",}" in rule.confirm.pattern:  # as long as it likes: back to where the token begins
                 low = max(0, start - REACH)
                 start = low + len(text[low:start].rstrip(_TOKEN))
             if spans and start <= spans[-1][1]:
-                spans[-1][1] = max(spans[-1][1], at + WINDOW)
+                spans[-1][1] = max(spans[-1][1], at + window)
             else:
-                spans.append([start, at + WINDOW])
+                spans.append([start, at + window])
         found: list[Finding] = []
         for number, spans in sorted(windows.items()):  # of equals, the first rule names it
             rule = self.book.rules[number]
@@ -135,8 +138,8 @@ class Scanner:
         gates: Gates = {}
         if not raw:
             return raw, gates
-        if places := [end for number, end in raw if number == self._digits]:
-            raw = [hit for hit in raw if hit[0] != self._digits] + self._near_digits(data, places)
+        if any(number == self._digits for number, _ in raw):
+            raw = [hit for hit in raw if hit[0] != self._digits] + self._near_digits(data)
         if len(data) != len(text):
             raw = _in_characters(data, raw)
         rules = len(self.book.rules)
@@ -148,14 +151,15 @@ class Scanner:
                 gates.setdefault(hit[0] - rules, []).append(hit[1])
         return hits, gates
 
-    def _near_digits(self, data: bytes, places: list[int]) -> list[Hit]:
-        """Return the matches of the rules of bare digits round the ends in `places`."""
+    def _near_digits(self, data: bytes) -> list[Hit]:
+        """Return the matches of the rules of bare digits near any digits."""
         windows: list[list[int]] = []
-        for at in places:
-            if windows and at - _BEFORE <= windows[-1][1]:
-                windows[-1][1] = at + _BEHIND
+        for found in _CLUSTER.finditer(data):
+            start, end = found.start() - _BEFORE, found.end() + _BEHIND
+            if windows and start <= windows[-1][1]:
+                windows[-1][1] = end
             else:
-                windows.append([max(0, at - _BEFORE), at + _BEHIND])
+                windows.append([max(0, start), end])
         if self._numbers is None:
             return []
         return [
