@@ -27,8 +27,9 @@ _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
 # Rules of bare digits match at so many places that they cost more than all others together. They
 # have a database of their own, which only sees what is near three digits with little in between.
 _DIGITS = r"[0-9][ ./()-]?[0-9][ ./()-]?[0-9]"
-_CLUSTER = re.compile(rb"[0-9](?:[ ./()-]?[0-9]){2,}")
+_DIGITS_NEXT = re.compile(_DIGITS.encode("ascii")).search
 _BEFORE, _BEHIND = 160, 64  # bytes round such a place: a number, and its keyword before it
+_STRIDE = 512  # bytes that are taken with it unseen: where there is one, there are more
 _NUMBER = 64  # no number is longer
 
 
@@ -154,12 +155,13 @@ class Scanner:
     def _near_digits(self, data: bytes) -> list[Hit]:
         """Return the matches of the rules of bare digits near any digits."""
         windows: list[list[int]] = []
-        for found in _CLUSTER.finditer(data):
-            start, end = found.start() - _BEFORE, found.end() + _BEHIND
+        at = 0
+        while found := _DIGITS_NEXT(data, at):
+            start, at = found.start() - _BEFORE, found.start() + _STRIDE
             if windows and start <= windows[-1][1]:
-                windows[-1][1] = end
+                windows[-1][1] = at + _BEHIND
             else:
-                windows.append([max(0, start), end])
+                windows.append([max(0, start), at + _BEHIND])
         if self._numbers is None:
             return []
         return [
