@@ -13,7 +13,10 @@ from urllib.parse import unquote_plus
 
 from proxy.audit import AuditLog, AuditUnwritable
 
-from . import authorize, reply, request_body
+from . import authorize, reply
+from .bodies import request as request_body
+from .bodies.media import Lifted, MediaHoldsSecret
+from .bodies.multipart import Part
 from .budget import OUTPUT_DEFAULT, Budgets, Reservation
 from .config import Config, Grant, Workload
 from .deltas import StreamInvalid
@@ -21,8 +24,6 @@ from .errors import Refusal, unrecorded, vault_locked
 from .guard import KeyGuard
 from .http_server import ClientGone, Request
 from .keys import KeyRing
-from .media import Lifted, MediaHoldsSecret
-from .multipart import Part
 from .outcome import outcome
 from .redaction.actions import Blocked, Treatments
 from .redaction.hold import HoldBack

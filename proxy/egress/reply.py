@@ -9,13 +9,13 @@ import re
 from typing import TYPE_CHECKING
 
 from . import shapes, sse
-from .content_encoding import ENCODINGS, Decoder, EncodingWrong, TooLarge
+from .bodies.content_encoding import ENCODINGS, Decoder, EncodingWrong, TooLarge
+from .bodies.files import FileRefused, masked_file
+from .bodies.media import Lifted
 from .deltas import Event, StreamInvalid, StreamMasker
 from .errors import Refusal
-from .files import FileRefused, masked_file
 from .http_client import Broken, Response
 from .http_server import ClientGone, Headers
-from .media import Lifted
 from .redaction.actions import Blocked
 from .redaction.json_walk import JsonInvalid, Untouchable, read, without
 from .redaction.scan import ScanFailed

@@ -11,7 +11,7 @@ import brotli
 import pytest
 import zstandard
 
-from proxy.egress.content_encoding import Decoder, EncodingWrong, TooLarge, decode
+from proxy.egress.bodies.content_encoding import Decoder, EncodingWrong, TooLarge, decode
 
 from .harness import Proxy, Upstream, chat, completion, reply
 from .samples import SECRETS

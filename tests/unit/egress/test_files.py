@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.egress import multipart
+from proxy.egress.bodies import multipart
 
 from .harness import KEY, PLACEHOLDER, Proxy, Upstream, chat, completion, reply
 from .samples import SECRETS

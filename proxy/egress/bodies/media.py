@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 
-from .redaction.text import Masker
+from proxy.egress.redaction.text import Masker
 
 Finds = Callable[[str], bool]  # whether a text holds a secret
 _PNG = b"\x89PNG\r\n\x1a\n"

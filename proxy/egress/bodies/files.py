@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxy.egress.redaction.json_walk import JsonInvalid, read
+from proxy.egress.redaction.text import Masker
 from proxy.providers import Provider
 
 from . import media
-from .redaction.json_walk import JsonInvalid, read
-from .redaction.text import Masker
 
 
 class FileRefused(ValueError):

@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from proxy.egress.authorize import Headers, misplaced
+from proxy.egress.config import Workload
+from proxy.egress.errors import Refusal
+from proxy.egress.redaction import json_walk
+from proxy.egress.redaction.json_walk import Document, JsonInvalid, JsonTooDeep
+from proxy.egress.redaction.text import Masker
 from proxy.providers import Provider, Route
 
 from . import multipart
-from .authorize import Headers, misplaced
-from .config import Workload
 from .content_encoding import ENCODINGS, EncodingWrong, TooLarge, decode
-from .errors import Refusal
 from .files import FileRefused, documents, masked_file
 from .media import Lifted
 from .multipart import MultipartInvalid, Part
-from .redaction import json_walk
-from .redaction.json_walk import Document, JsonInvalid, JsonTooDeep
-from .redaction.text import Masker
 
 _MARK = "anchorhold-placeholder-"
 

@@ -1,0 +1,1 @@
+"""What requests and answers carry: encodings, forms, files, media; read, and masked."""
