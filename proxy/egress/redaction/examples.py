@@ -67,18 +67,18 @@ def expand(example: str) -> tuple[str, list[str]]:
 def faults(book: RuleBook) -> Iterator[str]:
     """Try every example of every rule; yield a sentence for each that fails."""
     scanner = Scanner(book)
-    alone = {group: _only(book, group) for group in book.groups}
+    groups = {group: alone(book, group) for group in book.groups}
     for rule in book.rules:
         for number, example in enumerate(rule.match, 1):
-            if not _masked(scanner, alone[rule.group], rule, example):
+            if not _masked(scanner, groups[rule.group], rule, example):
                 yield f"{rule.id}: match example {number} is not masked by this rule as a whole."
         for number, example in enumerate(rule.clean, 1):
             text, _ = expand(example)
-            if any(item.rule is rule for item in scanner.find(text, alone[rule.group])):
+            if any(item.rule is rule for item in scanner.find(text, groups[rule.group])):
                 yield f"{rule.id}: clean example {number} is masked."
 
 
-def _only(book: RuleBook, group: str) -> Treatment:
+def alone(book: RuleBook, group: str) -> Treatment:
     """Return the treatment that masks one group; so other groups' rules take nothing from it."""
     actions = {rule.id: "mask" if rule.group == group else "allow" for rule in book.rules}
     return Treatment(actions, frozenset({group}), {})  # type: ignore[arg-type]  # two of its words

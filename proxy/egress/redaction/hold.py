@@ -28,6 +28,13 @@ _MIXED = re.compile(r"\S*\d|[A-Z]{1,6}\Z")
 _DIGITS = re.compile(
     r"(?:[+(0-9][0-9 ().+/-]*|(?<![A-Za-z0-9])[A-Z](?:[A-Z](?:\d(?:\d[A-Z0-9 ]*)?)?)?)\Z"
 )
+# Names and numbers in a row, which may become an address, and the small words between them.
+_NAME = r"[A-Z0-9#\u00c0-\u00de][^\s,]*"
+_SMALL = r"[a-z\u00e0]{1,9}"
+_PHRASE = re.compile(
+    rf"(?<![^\s(\"'])(?:(?:{_NAME}[ ,\n]{{1,3}}(?:{_SMALL}['\u2019 ,]{{1,2}}){{0,3}}){{1,14}}"
+    rf"(?:{_NAME}|{_SMALL})?|{_NAME})\Z"
+)
 _BLOCK = re.compile(r"-{1,5}(?:B[A-Z0-9 ]{0,60}-{0,5})?\Z")
 # What may stand behind a name that tells, up to and with its unfinished value.
 _ASSIGNED = re.compile(
@@ -66,7 +73,8 @@ class HoldBack:
         stirring |= {w for w in free & context if len(w) >= _TELLING}
         self._stirring = AhoCorasick(sorted(stirring))
         self._hints = AhoCorasick(sorted(mixed)) if mixed else None
-        self._whole = {rule.group for rule in book.rules if rule.hold == "word"}
+        self._whole = {rule.group for rule in book.rules if rule.hold in ("word", "phrase")}
+        self._phrases = {rule.group for rule in book.rules if rule.hold == "phrase"}
         self._mixed = {rule.group for rule in book.rules if rule.hold == "mixed"}
         # Inside a word a beginning counts from its third letter on: else nearly every word waits.
         self._bounded_parts = {w[:n] for w in bounded | free for n in range(1, len(w) + 1)}
@@ -94,6 +102,10 @@ class HoldBack:
         if _CAPITALS.fullmatch(text) or encodings.begun(text) < size:
             return None
         return match[1], stirs
+
+    def phrases(self, groups: frozenset[str]) -> bool:
+        """True if a kind is to be masked that is made of several words."""
+        return not self._phrases.isdisjoint(groups)
 
     def words(self, groups: frozenset[str]) -> bool:
         """True if a kind is to be masked that shows only at its end, so that every word waits."""
@@ -132,7 +144,8 @@ class HoldBack:
                 if at < point:
                     point, rule = at, None
                 break
-        for shape in (_DIGITS, _BLOCK):
+        shapes = (_DIGITS, _PHRASE, _BLOCK) if self.phrases(groups) else (_DIGITS, _BLOCK)
+        for shape in shapes:
             match = shape.search(text, near)
             if match and match.start() < point:
                 point, rule = match.start(), None

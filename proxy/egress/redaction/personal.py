@@ -14,6 +14,7 @@ _DATE = re.compile(
 )
 
 _NEAR = 256
+_YEAR = re.compile(r"(?:19|20)[0-9]{2} ")
 
 # Total length by country: the IBAN registry (SWIFT, ISO 13616), release 99.
 _IBAN = {
@@ -109,6 +110,11 @@ def _parsed(value: str) -> phonenumbers.PhoneNumber | None:
         return None
 
 
+def address(value: str) -> int:
+    """A street and its number; a year in front of a street's name is none."""
+    return 0 if _YEAR.match(value) and not any(c.isdigit() for c in value[4:]) else len(value)
+
+
 def ip(value: str) -> int:
     """An IP address that names a machine: not loopback, any, broadcast or a mask."""
     try:
@@ -130,6 +136,7 @@ CHECKS: dict[str, Callable[[str], int]] = {
     "iban": iban,
     "phone": phone,
     "local_phone": local_phone,
+    "address": address,
     "ip": ip,
     "mac": mac,
 }

@@ -13,7 +13,7 @@ from proxy.errors import ProxyError
 
 from . import checks, national, personal
 
-Hold = Literal["token", "mixed", "word", "assignment", "digits", "block"]
+Hold = Literal["token", "mixed", "word", "assignment", "digits", "phrase", "block"]
 Severity = Literal["low", "medium", "high", "critical"]
 FOLDER = Path(__file__).resolve().parent.parent / "rules"
 _CHECKS = checks.CHECKS | personal.CHECKS | national.CHECKS
@@ -32,6 +32,7 @@ _RIGHT = {
     "word": r"(?![A-Za-z0-9_])",
     "token": r"(?![A-Za-z0-9_-])",  # nosec B105  # an expression, no password
     "digit": r"(?![\dA-Za-z])",
+    "run": r"(?![A-Za-z0-9_-]{4})",  # a few characters more hide nothing
     "none": "",
 }
 _BORDER = re.compile(r"\(\?<?[!=](?:\[[^\]]*\]\*?)+\)")  # which hyperscan does not know

@@ -32,7 +32,7 @@ class Channel:
     """One stream of text, such as one field of one choice. Feed it, and flush it at its end."""
 
     __slots__ = (
-        *("_block", "_held", "_hold", "_left", "_masker", "_stirred", "_swallow"),
+        *("_block", "_held", "_hold", "_left", "_masker", "_phrases", "_stirred", "_swallow"),
         *("_waits", "_wake", "_word"),
     )
 
@@ -46,6 +46,7 @@ class Channel:
         self._swallow: re.Pattern[str] | None = None  # what of the coming text is masked already
         self._word = ""
         self._waits = hold.words(masker.treatment.groups)
+        self._phrases = hold.phrases(masker.treatment.groups)
         self._stirred = False  # a name stands near that would make a secret of a value
 
     @property
@@ -85,7 +86,9 @@ class Channel:
         return passed
 
     def _passes(self, word: str) -> bool:
-        return not word or not (self._waits or self._masker.guard.begins(word))
+        if not word:
+            return not self._phrases
+        return not (self._waits or self._masker.guard.begins(word))
 
     def flush(self) -> str:
         """The stream has ended in good order: return the rest, masked. Raises ScanFailed."""

@@ -6,14 +6,19 @@ import string
 
 import pytest
 
+from proxy.egress.config import Redaction
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import national, personal, rules
+from proxy.egress.redaction.actions import treat
+from proxy.egress.redaction.hold import HoldBack
 from proxy.egress.redaction.scan import Scanner
+from proxy.egress.redaction.stream import Channel
 from proxy.egress.redaction.text import Masker
 
 BOOK = rules.load()
 SCANNER = Scanner(BOOK)
+HOLD = HoldBack(BOOK)
 GUARD = KeyGuard(KeyRing())
 # A number of each country that its check digits accept; published samples or drawn by lot.
 NUMBERS = {
@@ -78,11 +83,47 @@ def test_each_group_is_masked_by_the_presets_that_name_it() -> None:
         "national-id": "RSSMRA85T10A562S",
         "email": "jane@example.org",
         "network": "203.0.113.7",
+        "address": "Hauptstraße 12, 10115 Berlin",
     }
+    assert samples.keys() | {"secret"} == BOOK.groups.keys()
     for preset, groups in BOOK.classes.items():
         for group, sample in samples.items():
             masked = mask(f"see {sample} there", preset)
             assert (sample not in masked) == (group in groups), (preset, group)
+
+
+ADDRESSES = {
+    "221B Baker Street, London NW1 6XE": 1,
+    "1600 Pennsylvania Avenue NW, Washington, DC 20500": 1,
+    "12 rue de la Paix, 75002 Paris": 1,
+    "Hauptstraße 12a, 10115 Berlin": 1,
+    "Prinsengracht 263, 1016 GV Amsterdam": 1,
+    "P.O. Box 1234": 1,
+    "in 2024 Main Street banks lent less": 0,
+    "the Baker Street station and 3 ways to it": 0,
+    "ein Weg von 12 Kilometern, Ring 3": 0,
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("size", [0, 1, 4, 15])
+def test_addresses_are_masked_where_a_policy_asks_for_them(address: str, size: int) -> None:
+    text = f"so she wrote to {address}. And that was it"
+    assert mask(text, "strict") == text, "in no preset"
+    asked = Redaction("a", 1, "address", None, "mask", frozenset(), None)
+    masker = Masker(SCANNER, GUARD, treat(BOOK, "strict", [asked]))
+    if size:
+        channel = Channel(masker, HOLD)
+        passed = [channel.feed(text[n : n + size]) for n in range(0, len(text), size)]
+        masked = "".join(passed) + channel.flush()
+    else:
+        masked = masker.text(text)
+    if ADDRESSES[address]:
+        assert masked.startswith("so she wrote to [REDACTED:po") and "And that was it" in masked
+        told = [word for word in address.replace(",", "").split() if not word.islower()]
+        assert not any(word in masked for word in told)
+    else:
+        assert masked == text
 
 
 @pytest.mark.parametrize("number", ["4222222222222", "5105105105105100", "371449635398431"])
