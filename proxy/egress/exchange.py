@@ -76,6 +76,8 @@ class Exchange:
         ids = [v for k, v in self.headers if k == b"x-request-id" and _REQUEST_ID.fullmatch(v)]
         self.id = ids[0].decode("ascii") if ids else os.urandom(8).hex()
         self.began = time.monotonic()
+        self.sent: float | None = None  # when the upstream was asked
+        self.heard: float | None = None  # when it began to answer
         self.grant: Grant | None = None
         self.model: str | None = None
         self.outgoing: Masker | None = None
@@ -241,6 +243,7 @@ class Exchange:
         """Send the masked body on and answer with what comes back; stop when the client goes."""
         request, upstream = self.request, target.upstream
         request.watched = True
+        self.sent = time.monotonic()
         try:
             response = await self.services.upstreams.send(
                 upstream,
@@ -250,6 +253,7 @@ class Exchange:
                 body,
                 self.workload.timeout,
             )
+            self.heard = time.monotonic()
             try:
                 await reply.relay(self, target, incoming, response)
             except StreamInvalid as error:

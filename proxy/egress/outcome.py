@@ -1,4 +1,8 @@
-"""What the audit log is told of a request's end: sizes, tokens, counts of what was found, cost."""
+"""What the audit log is told of a request's end: sizes, tokens, counts of what was found, cost.
+
+Of times: `ms` for all of it, `admission_ms` until the upstream was asked, `upstream_ms` from there
+until the upstream began to answer.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +34,14 @@ def outcome(exchange: Exchange, verdict: str, reason: str | None) -> dict[str, o
         "redacted": {n: side.tally.as_record() if side else {} for n, side in sides.items()},
         "actions": {n: side.tally.as_actions() if side else {} for n, side in sides.items()},
         "incidents": exchange.header_keys + incidents or None,
-        "ms": round((time.monotonic() - exchange.began) * 1000, 3),
+        "ms": _ms(exchange.began, time.monotonic()),
+        "admission_ms": _ms(exchange.began, exchange.sent),
+        "upstream_ms": _ms(exchange.sent, exchange.heard),
     }
+
+
+def _ms(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else round((end - start) * 1000, 3)
 
 
 def _settled(exchange: Exchange, verdict: str, reason: str | None) -> dict[str, object]:

@@ -36,6 +36,7 @@ def test_completion_carries_the_real_key_and_only_our_headers(
     }  # fmt: skip
     assert record["tokens"] == {"input": 3, "output": 2}
     assert record["status"] == 200 and record["stream"] is False
+    assert 0 < record["admission_ms"] + record["upstream_ms"] <= record["ms"] + 0.002  # rounded
     assert list(record)[:6] == ["time", "hop", "event", "request", "workload", "verdict"]
 
 
