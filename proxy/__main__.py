@@ -2,6 +2,8 @@
 
 ``python3 -I <app>/proxy compile-rules`` writes the compiled redaction rules to its standard output:
 set-up keeps them in the environment of the wheels, as ``rules.db``, to spare each start a second.
+
+``python3 -I <app>/proxy check-rules FILE...`` says what is wrong with redaction rules of your own.
 """
 
 from __future__ import annotations
@@ -30,8 +32,31 @@ def main(arguments: list[str]) -> int:
 
         sys.stdout.buffer.write(scan.Scanner(rules.load()).packed())
         return 0
-    print("usage: python3 -I <app>/proxy egress|ingress|compile-rules", file=sys.stderr)
+    if arguments[:1] == ["check-rules"] and arguments[1:]:
+        return check_rules(arguments[1:])
+    print(
+        "usage: python3 -I <app>/proxy egress|ingress|compile-rules|check-rules FILE...",
+        file=sys.stderr,
+    )
     return 2
+
+
+def check_rules(files: list[str]) -> int:
+    """Load rule files beside the shipped ones and try their examples; 1: something is wrong."""
+    from proxy.egress.redaction import examples, rules, scan
+
+    try:
+        own = {file: Path(file).read_text("utf-8") for file in files}
+        book = rules.load(own=own)
+        added = [rule for rule in book.rules if not rule.ours]
+        faults = list(examples.faults(scan.Scanner(book), added))
+    except (rules.RulesInvalid, OSError, ValueError) as error:
+        added, faults = [], [str(error)]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if not faults:
+        print(f"{len(added)} rules, each finds its examples")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -109,13 +109,15 @@ class Config:
     state: str | None = None
 
 
+def own_rules(data: bytes) -> dict[str, str]:
+    """Return the texts of the host's own rule files by name, out of the configuration."""
+    texts: dict[str, Any] = _is(_top(data).get("rules", {}), dict, "rules")
+    return {name: _is(text, str, f"rules.{name}") for name, text in texts.items()}
+
+
 def parse(data: bytes, redact_classes: frozenset[str]) -> Config:
     """Parse and check the configuration; ConfigError names the field that is wrong."""
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise ConfigError(f"The configuration is not JSON: {error}.") from None
-    top = _fields(document, "", {"upstreams", "workloads"}, {"ca_file", "state"})
+    top = _top(data)
     upstreams = _each(top["upstreams"], "upstreams", _upstream)
     workloads = _each(top["workloads"], "workloads", _workload)
     for workload in workloads.values():
@@ -134,6 +136,14 @@ def parse(data: bytes, redact_classes: frozenset[str]) -> Config:
     if state is not None:
         _is(state, str, "state")
     return Config(upstreams, workloads, _is(ca_file, str, "ca_file"), state)
+
+
+def _top(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise ConfigError(f"The configuration is not JSON: {error}.") from None
+    return _fields(document, "", {"upstreams", "workloads"}, {"ca_file", "state", "rules"})
 
 
 def _upstream(name: str, value: object, at: str) -> Upstream:

@@ -13,7 +13,7 @@ import uvloop
 from proxy import providers
 
 from . import config
-from .redaction import rules
+from .redaction import examples, rules
 from .redaction.scan import Scanner
 from .server import EgressServer
 
@@ -22,10 +22,13 @@ _MADV_DONTNEED = 4
 
 def serve(data: bytes, fds: dict[str, int]) -> None:
     """Serve until told to stop. Raises ProxyError when rules or configuration are not right."""
-    book = rules.load()
+    book = rules.load(own=config.own_rules(data))
     settings = config.parse(data, frozenset(book.classes))
     apis = providers.load()
     scanner = Scanner(book)
+    # Ours were tried before they were shipped; a rule that does not do what it says is none.
+    for fault in examples.faults(scanner, [rule for rule in book.rules if not rule.ours]):
+        raise rules.RulesInvalid(fault)
     # The libraries' own log lines may quote requests; ours are the audit records.
     logging.disable(logging.CRITICAL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

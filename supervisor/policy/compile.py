@@ -277,7 +277,7 @@ class _Compiler:
         rules, nets = self._of(model.Model), self._of(model.Net)
         if not rules and not nets:
             plan_budgets(self.policy, [], self.host, self.known.get(EGRESS), self.errors)
-            plan_redactions(self.policy, self.errors)
+            plan_redactions(self.policy, self.context.redaction, self.errors)
             return None
         models: list[dict[str, Any]] = []
         bounds = {(m.body_max, m.concurrent, m.timeout) for _, m in rules} or {_BOUNDS}
@@ -315,7 +315,7 @@ class _Compiler:
             "body_max": body_max,
             "concurrent": concurrent,
             "timeout": timeout,
-            "redact": plan_redactions(self.policy, self.errors),
+            "redact": plan_redactions(self.policy, self.context.redaction, self.errors),
             "budgets": plan_budgets(
                 self.policy, models, self.host, self.known.get(EGRESS), self.errors
             ),

@@ -19,6 +19,7 @@ from supervisor.policy.errors import PolicyErrors
 from supervisor.policy.groups import Baseline, Group, load_groups
 from supervisor.policy.model import Device, Devices, File, Policy, SystemGroup
 from supervisor.policy.nodes import STANDARD, DeviceGroup, load_device_groups, resolve
+from supervisor.policy.redactions import Names, names, names_at
 
 IDS_MAX = 4095  # the uid after the last one is the broker's
 
@@ -54,6 +55,7 @@ class Context:
     headers: Headers | None = None
     placeholders: Mapping[str, str] = field(default_factory=dict)
     cpus: frozenset[int] | None = None  # those online; None: not asked
+    redaction: Names = field(default_factory=names)
 
 
 def host_context(
@@ -98,6 +100,7 @@ def host_context(
         headers=newest_headers(),
         placeholders=dict(placeholders),
         cpus=cpu_set(Path("/sys/devices/system/cpu/online").read_text().strip()),
+        redaction=names_at(Path(host.paths.policies)),
     )
 
 

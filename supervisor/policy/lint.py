@@ -20,6 +20,7 @@ from supervisor.policy.model import Channel, Policy, SystemGroup
 from supervisor.policy.nodes import DeviceGroup, load_device_groups, nominal
 from supervisor.policy.parse import load_directory
 from supervisor.policy.plans import CompiledPolicy
+from supervisor.policy.redactions import Names, names, names_at
 
 Severity = Literal["error", "warning"]
 _TOKEN = "anchorhold-placeholder-" + "0" * 32
@@ -60,10 +61,13 @@ def lint(
             hosts.append(load_host(path))
         except PolicyErrors as found:
             errors += found.errors
+    redaction = _redaction(directory, errors)
     if baseline:
         errors += _missing_peers(policies)
         for host in hosts:
-            context = neutral_context(policies, host, groups, baseline, day, device_groups)
+            context = neutral_context(
+                policies, host, groups, baseline, day, device_groups, redaction
+            )
             compile_policies(policies, host, context, errors)
     findings = [Finding("error", error) for error in dict.fromkeys(errors)]
     findings += [Finding("error", error) for error in _expired(policies, hosts, day)]
@@ -101,7 +105,8 @@ def compile_anywhere(
     if baseline is None:
         return {}, errors
     day = today or datetime.now(UTC).date()
-    context = neutral_context(policies, host, groups, baseline, day, device_groups)
+    redaction = _redaction(directory, errors)
+    context = neutral_context(policies, host, groups, baseline, day, device_groups, redaction)
     return compile_policies(policies, host, context, errors), errors
 
 
@@ -112,10 +117,11 @@ def neutral_context(
     baseline: Baseline,
     today: date,
     device_groups: Mapping[str, DeviceGroup] | None = None,
+    redaction: Names | None = None,
 ) -> Context:
     """A context that takes nothing from this machine and lacks nothing a policy may ask for."""
     known = list(policies)
-    names = {
+    system_groups = {
         rule.permission.name
         for policy in known
         for rule in policy.allow
@@ -131,10 +137,20 @@ def neutral_context(
         base_links=(*links, ("/sbin", "usr/sbin")),
         devices={path: nominal(path) for path in named_devices(known, device_groups or {})},
         device_groups=device_groups or {},
-        gids=dict.fromkeys(names, 65534),
+        gids=dict.fromkeys(system_groups, 65534),
         headers=Headers("/usr/src/BUILD", "/usr/src/SOURCE", ("/usr/src/BUILD", "/usr/src/SOURCE")),
         placeholders={policy.id: _TOKEN for policy in known},
+        redaction=redaction or names(),
     )
+
+
+def _redaction(directory: Path | str, errors: list[PolicyError]) -> Names:
+    """The names of all redaction rules; of the shipped ones alone where an own file is broken."""
+    try:
+        return names_at(Path(directory))
+    except PolicyErrors as broken:
+        errors += broken.errors
+        return names()
 
 
 def _missing_peers(policies: list[Policy]) -> list[PolicyError]:

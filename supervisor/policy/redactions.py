@@ -1,13 +1,14 @@
 """The [[redact]] blocks of a policy: what becomes of a class of values, or of one rule's.
 
-Which classes, rules and presets there are stands in the egress proxy's rule files. Only their names
-are read here; what they search for concerns the proxy alone.
+Which classes, rules and presets there are stands in the egress proxy's rule files, and in those of
+this host, which lie in the folder `redaction` beside its policies. Only their names are read here;
+what they search for concerns the proxy alone.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.policy.document import Table
-from supervisor.policy.errors import PolicyError
+from supervisor.policy.errors import PolicyError, PolicyErrors
 from supervisor.policy.model import Exemption, Policy, Redaction
 
 FOLDER = Path(__file__).resolve().parents[2] / "proxy" / "egress" / "rules"
+OWN = "redaction"
+_OWN_MAX = 256 * 1024  # bytes of all files together: they travel in the proxy's configuration
 ACTIONS = ("mask", "pseudonymise", "block", "allow")
 PLACES = ("text", "tool-arguments")
 _ID = r"[a-z][a-z0-9-]{0,62}"
@@ -46,12 +49,15 @@ class Names:
 
 
 @cache
-def names(folder: Path = FOLDER) -> Names:
-    """Read the names in every ``*.toml`` of `folder`. Raises RuleNamesInvalid naming the file."""
+def names(*folders: Path) -> Names:
+    """Read the names in every ``*.toml`` of `folders` (the shipped rules, if none).
+
+    Raises RuleNamesInvalid naming the file.
+    """
     classes: set[str] = set()
     rules: set[str] = set()
     presets: set[str] = set()
-    for path in sorted(folder.glob("*.toml")):
+    for path in (p for folder in folders or (FOLDER,) for p in sorted(folder.glob("*.toml"))):
         try:
             document = tomllib.loads(path.read_text("utf-8"))
             presets |= document.get("class", {}).keys()
@@ -61,8 +67,35 @@ def names(folder: Path = FOLDER) -> Names:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RuleNamesInvalid(f"{path.name}: {error}") from None
     if not presets:
-        raise RuleNamesInvalid(f"{folder} has no presets")
+        raise RuleNamesInvalid(f"{folders[0] if folders else FOLDER} has no presets")
     return Names(frozenset(classes), frozenset(rules), tuple(sorted(presets)))
+
+
+def names_at(policies: Path) -> Names:
+    """The names of the shipped rules and of those beside `policies`.
+
+    Raises PolicyErrors naming the file that is broken.
+    """
+    names.cache_clear()  # files may have changed since the last reload
+    try:
+        own_rules(policies)
+        return names(FOLDER, policies / OWN)
+    except RuleNamesInvalid as error:
+        wrong = PolicyError("rule-file", OWN, 1, "-", str(error), error.fix)
+        raise PolicyErrors([wrong]) from None
+
+
+def own_rules(policies: Path) -> dict[str, str]:
+    """The text of this host's own rule files by name. Raises RuleNamesInvalid."""
+    found: dict[str, str] = {}
+    for path in sorted((policies / OWN).glob("*.toml")):
+        try:
+            found[path.name] = path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise RuleNamesInvalid(f"{path.name}: {error}") from None
+    if sum(map(len, found.values())) > _OWN_MAX:
+        raise RuleNamesInvalid(f"{policies / OWN}: more than {_OWN_MAX} bytes of rules")
+    return found
 
 
 def parse_redactions(tables: Sequence[Table], exemption: ParseExemption) -> tuple[Redaction, ...]:
@@ -72,8 +105,11 @@ def parse_redactions(tables: Sequence[Table], exemption: ParseExemption) -> tupl
     return found
 
 
-def plan_redactions(policy: Policy, errors: list[PolicyError]) -> list[dict[str, Any]]:
+def plan_redactions(
+    policy: Policy, known: Names, errors: list[PolicyError]
+) -> list[dict[str, Any]]:
     """What the proxy is told. It knows the day itself, so what has expired ends there too."""
+    errors += [error for each in policy.redactions for error in _unknown(policy, each, known)]
     if policy.redactions and not policy.reaches_out:
         first = policy.redactions[0]
         errors.append(
@@ -145,18 +181,25 @@ def _subject(table: Table, key: str) -> str | None:
     if not table.has(key):
         return None
     name = table.string(key, _NAME, what="a name in a-z, 0-9 and -")
-    known = names().classes if key == "class" else names().rules
     if name == _LIVE_KEY:
         fix = "remove the block"
         table.fail("bad-value", key, "keys in use are masked always and everywhere", fix)
-    elif name and name not in known:
-        fix = (
-            f"known: {', '.join(sorted(known))}"
-            if key == "class"
-            else "the rule files are in proxy/egress/rules"
-        )
-        table.fail(f"unknown-{key}", key, f"there is no {key} {name}", fix)
     return name
+
+
+def _unknown(policy: Policy, redaction: Redaction, known: Names) -> Iterator[PolicyError]:
+    """The class or the rule that is spoken of, if there is none."""
+    if redaction.group and redaction.group not in known.classes:
+        key, name, fix = "class", redaction.group, f"known: {', '.join(sorted(known.classes))}"
+    elif redaction.rule and redaction.rule not in known.rules:
+        fix = f"the rule files are in proxy/egress/rules, your own in {OWN} beside the policies"
+        key, name = "rule", redaction.rule
+    else:
+        return
+    yield PolicyError(
+        f"unknown-{key}", policy.file, redaction.line, f"redact.{key}",
+        f"there is no {key} {name}", fix, redaction.id,
+    )  # fmt: skip
 
 
 def _entry(redaction: Redaction) -> dict[str, Any]:

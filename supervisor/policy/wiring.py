@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from supervisor.host import Host, Upstream
 from supervisor.policy.errors import PolicyError
 from supervisor.policy.plans import CompiledPolicy
+from supervisor.policy.redactions import own_rules
 
 _LIMITS = {"head_max": 16384, "head_timeout": 5.0, "idle_timeout": 60.0, "connections": 256}
 ISSUER = "anchorhold"
@@ -35,9 +37,13 @@ def one_route_each(compiled: dict[str, CompiledPolicy]) -> list[PolicyError]:
 
 
 def egress_config(compiled: Mapping[str, CompiledPolicy], host: Host) -> dict[str, Any]:
-    """The egress proxy's configuration: every upstream, and the workloads that may call models."""
+    """The egress proxy's configuration: every upstream, the workloads that may call models, and
+    the host's own redaction rules. Raises RuleNamesInvalid.
+    """
     own = compiled.get("service.egress")
+    rules = own_rules(Path(host.paths.policies))
     return {
+        **({"rules": rules} if rules else {}),
         "state": "/state" if own and own.state_directory else None,
         "upstreams": {upstream.name: _upstream(upstream) for upstream in host.upstreams},
         "workloads": {

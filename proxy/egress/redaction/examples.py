@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .actions import Treatment
 from .rules import Rule, RuleBook, RulesInvalid
@@ -64,11 +64,11 @@ def expand(example: str) -> tuple[str, list[str]]:
     return _RUN.sub(run, example), runs
 
 
-def faults(book: RuleBook) -> Iterator[str]:
-    """Try every example of every rule; yield a sentence for each that fails."""
-    scanner = Scanner(book)
+def faults(scanner: Scanner, rules: Iterable[Rule] | None = None) -> Iterator[str]:
+    """Try every example of `rules` (all, if none); yield a sentence for each that fails."""
+    book = scanner.book
     groups = {group: alone(book, group) for group in book.groups}
-    for rule in book.rules:
+    for rule in book.rules if rules is None else rules:
         for number, example in enumerate(rule.match, 1):
             if not _masked(scanner, groups[rule.group], rule, example):
                 yield f"{rule.id}: match example {number} is not masked by this rule as a whole."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
 from proxy.errors import ProxyError
@@ -81,7 +82,7 @@ class Rule:
     group `secret` (or all of it) is masked. `keywords` (lower case) must stand in the match or up
     to 60 characters before it, and are what holds a stream back, in the way `hold` says. `grows`:
     an unfinished token at the hold-back's cap counts as a match. `match` and `clean` are examples
-    in the notation of `examples.py`.
+    in the notation of `examples.py`. Not `ours`: this host's administrator wrote it.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Rule:
     generic: bool
     match: tuple[str, ...]
     clean: tuple[str, ...]
+    ours: bool = True
 
     @property
     def placeholder(self) -> str:
@@ -124,25 +126,31 @@ _TYPES: dict[str, type] = {
 }  # fmt: skip
 
 
-def load(*folders: Path) -> RuleBook:
-    """Read every ``*.toml`` of `folders` (ours, if none) by name; raises RulesInvalid."""
+def load(*folders: Path, own: Mapping[str, str] = MappingProxyType({})) -> RuleBook:
+    """Read every ``*.toml`` of `folders` (ours, if none) by name; raises RulesInvalid.
+
+    `own`: further files of this host's administrator, their texts by name.
+    """
     rules: list[Rule] = []
     groups: dict[str, str] = {}
     classes: dict[str, frozenset[str]] = {}
-    files = [path for folder in folders or (FOLDER,) for path in sorted(folder.glob("*.toml"))]
-    for path in files:
-        ours = path.parent == FOLDER
+    files = [
+        (path.name, _text(path), path.parent == FOLDER)
+        for folder in folders or (FOLDER,)
+        for path in sorted(folder.glob("*.toml"))
+    ]
+    for name, text, ours in [*files, *((name, text, False) for name, text in own.items())]:
         try:
-            document = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise RulesInvalid(f"{path.name}: {error}.") from None
+            document = tomllib.loads(text)
+        except ValueError as error:
+            raise RulesInvalid(f"{name}: {error}.") from None
         groups |= document.pop("group", {})
-        for name, members in document.pop("class", {}).items():
-            classes[name] = frozenset(members)
+        for preset, members in document.pop("class", {}).items():
+            classes[preset] = classes.get(preset, frozenset()) | frozenset(members)
         for index, item in enumerate(document.pop("rule", ()), 1):
-            rules.append(_rule(item, f"{path.name}: rule {index}", ours=ours))
+            rules.append(_rule(item, f"{name}: rule {index}", ours=ours))
         if document:
-            raise RulesInvalid(f"{path.name}: unknown table {next(iter(document))}.")
+            raise RulesInvalid(f"{name}: unknown table {next(iter(document))}.")
     names = [rule.id for rule in rules]
     if not names:
         raise RulesInvalid("There are no rules.")
@@ -156,6 +164,13 @@ def load(*folders: Path) -> RuleBook:
         for group in sorted(members - known):
             raise RulesInvalid(f"class {name}: no rule is in group {group}.")
     return RuleBook(tuple(rules), groups, classes)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise RulesInvalid(f"{path.name}: {error}.") from None
 
 
 def _rule(item: dict[str, Any], at: str, *, ours: bool) -> Rule:
@@ -205,6 +220,7 @@ def _rule(item: dict[str, Any], at: str, *, ours: bool) -> Rule:
         entropy=item.get("entropy", 0.0),
         hold=hold,
         bounded=item.get("left", "word") in ("word", "token"),
+        ours=ours,
         grows=item.get("grows", False),
         generic=item.get("generic", False),
         match=tuple(item["match"]),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from egress.harness import Proxy, Upstream
+from proxy.__main__ import check_rules
 from proxy.egress.guard import KeyGuard
 from proxy.egress.keys import KeyRing
 from proxy.egress.redaction import examples, rules
@@ -46,19 +49,19 @@ def scanned(text: str) -> list[tuple[str, str]]:
 
 
 def test_every_example_of_every_rule_does_what_it_says() -> None:
-    assert list(examples.faults(BOOK)) == []
+    assert list(examples.faults(Scanner(BOOK))) == []
 
 
 def test_wrong_examples_are_faults(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text(RULE)
-    assert list(examples.faults(rules.load(tmp_path))) == []
+    assert list(examples.faults(Scanner(rules.load(tmp_path)))) == []
     file.write_text(RULE.replace("tok-{20:lower}", "tok-{19:lower}"))
-    assert "match example 1" in next(examples.faults(rules.load(tmp_path)))
+    assert "match example 1" in next(examples.faults(Scanner(rules.load(tmp_path))))
     file.write_text(RULE.replace("tok-{10:lower}", "tok-{20:lower}"))
-    assert "clean example 1" in next(examples.faults(rules.load(tmp_path)))
+    assert "clean example 1" in next(examples.faults(Scanner(rules.load(tmp_path))))
     file.write_text(RULE.replace("tok-{20:lower}", "tok-{20:lower}.{30:lower}"))
-    assert "as a whole" in next(examples.faults(rules.load(tmp_path))), "a run was left"
+    assert "as a whole" in next(examples.faults(Scanner(rules.load(tmp_path)))), "a run was left"
 
 
 def test_examples_are_the_same_every_time_and_look_random() -> None:
@@ -149,7 +152,7 @@ def test_rule_of_another_folder_finds_what_it_would_as_ours(tmp_path: Path) -> N
     (tmp_path / "y.toml").write_text(NAMED)
     book = rules.load(tmp_path)
     assert isinstance(book.rules[0].confirm, Linear) and isinstance(book.rules[1].confirm, Linear)
-    assert list(examples.faults(book)) == []
+    assert list(examples.faults(Scanner(book))) == []
     text, _ = examples.expand("tok-{20:lower}")
     found = [book.rules[0].confirm.search(f"{before}{text}{behind}") for before, behind in BORDERS]
     assert [match is not None for match in found] == [True, True, False, False, True]
@@ -169,7 +172,7 @@ def test_careless_expression_of_another_folder_cannot_stop_the_proxy(
         .replace('"tok-"', '"k"')
     )
     book = rules.load(tmp_path)
-    assert list(examples.faults(book)) == []
+    assert list(examples.faults(Scanner(book))) == []
     began = time.process_time()
     assert book.rules[0].confirm.search("k" + "a" * 20_000 + "c") is None
     assert time.process_time() - began < 10, "a guard against hanging, no measure of speed"
@@ -184,3 +187,32 @@ def test_expression_that_cannot_be_linear_is_refused(
     (tmp_path / "x.toml").write_text(RULE.replace("'tok-[a-z0-9]{20}'", f'"{pattern}"'))
     with pytest.raises(RulesInvalid, match=says):
         rules.load(tmp_path)
+
+
+def test_rules_of_the_host_add_to_ours_and_may_not_contradict_their_examples(
+    start: Callable[..., Proxy], upstream: Upstream
+) -> None:
+    own = RULE.replace('g = "a group"', 'g = "a group"\n[class]\nstandard = ["g"]')
+    proxy = start(config={"rules": {"own.toml": own}})
+    proxy.listen()
+    proxy.unlock()
+    secret, _ = examples.expand("tok-{20:lower}")
+    assert proxy.ask(f"use {secret}").status == 200
+    assert secret not in upstream.seen[-1].raw.decode()
+    assert "use [REDACTED:a]" in upstream.seen[-1].raw.decode()
+    wrong = own.replace('clean = ["tok-{10:lower}"]', 'clean = ["tok-{20:lower}"]')
+    proxy = start(config={"rules": {"own.toml": wrong}})
+    assert proxy.process.wait(30) == 1
+    assert b"a: clean example 1 is masked" in proxy.close()
+
+
+def test_own_rules_are_checked_before_they_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(RULE)
+    assert check_rules([str(file)]) == 0
+    file.write_text(RULE.replace("{10:lower}", "{20:lower}"))
+    assert check_rules([str(file)]) == 1
+    assert "a: clean example 1 is masked" in capsys.readouterr().err
+    assert check_rules([str(tmp_path / "absent.toml")]) == 1

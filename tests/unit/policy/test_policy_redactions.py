@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from datetime import date
@@ -14,10 +15,18 @@ from proxy.egress.config import parse as parse_config
 from proxy.egress.redaction import rules
 from proxy.egress.redaction.actions import Treatments
 from supervisor.policy import redactions
+from supervisor.policy.errors import PolicyError
 from supervisor.policy.explain import explain, explain_json
 from supervisor.policy.lint import exit_code, lint
 from supervisor.policy.parse import parse_policy
-from supervisor.policy.redactions import RuleNamesInvalid, names, relaxed
+from supervisor.policy.redactions import (
+    RuleNamesInvalid,
+    names,
+    names_at,
+    own_rules,
+    plan_redactions,
+    relaxed,
+)
 from supervisor.policy.wiring import egress_config
 
 BLOCKS = """
@@ -115,8 +124,6 @@ def test_status_shows_what_is_allowed_while_it_is() -> None:
 
 
 MISTAKES = [
-    ("unknown class", '"email"', '"emails"', "unknown-class", "redact.class"),
-    ("unknown rule", '"jwt"', '"jwts"', "unknown-rule", "redact.rule"),
     ("keys in use", 'rule   = "jwt"', 'rule   = "live-key"', "bad-value", "redact.rule"),
     ("neither class nor rule", 'rule   = "jwt"\n', "", "one-subject", "redact.class"),
     ("class and rule", 'rule   = "jwt"', 'rule   = "jwt"\nclass = "phone"', "one-subject",
@@ -166,6 +173,25 @@ def test_blocks_without_a_model_are_a_mistake() -> None:
     ]
 
 
+@pytest.mark.parametrize(("old", "key"), [('"email"', "class"), ('"jwt"', "rule")])
+def test_what_no_rule_file_has_is_a_mistake_and_what_the_host_adds_is_none(
+    old: str, key: str, tmp_path: Path
+) -> None:
+    policies = with_change("executor.main", "\n[limits]", BLOCKS + "\n[limits]")
+    assert mistakes(policies) == [], "the control"
+    blocks = BLOCKS.replace(old, '"ours"')
+    policies = with_change("executor.main", "\n[limits]", blocks + "\n[limits]")
+    assert [(e.code, e.field) for e in mistakes(policies)] == [(f"unknown-{key}", f"redact.{key}")]
+    (tmp_path / "redaction").mkdir()
+    (tmp_path / "redaction" / "own.toml").write_text("[[rule]]\nid = 'ours'\ngroup = 'ours'\n")
+    known = names_at(tmp_path)
+    assert "ours" in known.rules & known.classes and known.presets == names().presets
+    executor = next(policy for policy in policies if policy.id == "executor.main")
+    errors: list[PolicyError] = []
+    assert plan_redactions(executor, known, errors)
+    assert errors == []
+
+
 def test_names_are_those_of_the_proxy() -> None:
     book = rules.load()
     assert names().rules == {rule.id for rule in book.rules}
@@ -179,3 +205,25 @@ def test_broken_rule_file_is_named(tmp_path: Path, broken: str) -> None:
     with pytest.raises(RuleNamesInvalid, match=r"broken\.toml|no presets"):
         names(tmp_path)
     assert redactions.FOLDER.is_dir(), "the control: ours can be read"
+
+
+def test_rules_of_the_host_travel_to_the_proxy_and_are_bounded(tmp_path: Path) -> None:
+    host = dataclasses.replace(HOST, paths=dataclasses.replace(HOST.paths, policies=str(tmp_path)))
+    assert "rules" not in egress_config({}, host)
+    (tmp_path / "redaction").mkdir()
+    (tmp_path / "redaction" / "own.toml").write_text("# none yet\n")
+    assert egress_config({}, host)["rules"] == {"own.toml": "# none yet\n"}
+    (tmp_path / "redaction" / "large.toml").write_text("#" * 300_000)
+    with pytest.raises(RuleNamesInvalid, match="more than 262144 bytes"):
+        own_rules(tmp_path)
+
+
+def test_a_broken_rule_file_of_the_host_is_an_error_of_its_policies(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(SHIPPED, tmp_path / "policies"))
+    (copy / "redaction").mkdir()
+    (copy / "redaction" / "own.toml").write_text("# none yet")
+    assert lint(copy, TODAY) == [], "the control"
+    (copy / "redaction" / "own.toml").write_text("[[rule]")
+    (finding,) = lint(copy, TODAY)
+    assert (finding.severity, finding.error.code) == ("error", "rule-file")
+    assert "own.toml" in str(finding)
