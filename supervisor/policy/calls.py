@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from sandbox.plan import ArgTest, SeccompSpec, SyscallRule
 from sandbox.seccomp import unsound
-from sandbox.truth_table import outside
+from sandbox.seccomp.truth_table import outside
 from supervisor.policy.groups import ArgumentSet, Baseline, Group, named_calls
 
 _LOW = 0xFFFF_FFFF
-# The launcher's own calls between loading the filter and the program: see sandbox/seccomp.py.
+# The launcher's own calls between loading the filter and the program: see sandbox/seccomp/.
 LAUNCH_CALLS = ("read", "write", "execveat", "exit_group")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sandbox.addresses import parse_network
 from sandbox.plan import Bind, SandboxPlan, Tmpfs
-from sandbox.truth_table import TruthTable
+from sandbox.seccomp.truth_table import TruthTable
 from supervisor.host import Host
 from supervisor.policy.files import covers
 from supervisor.policy.model import Claim, Model, Net, Policy, Rule

@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox import bpf
-from sandbox.bpf_text import Names, listing, pseudo_code
-from sandbox.filter_check import disagreements
-from sandbox.seccomp import call_name, call_number, compile_filters, digests
-from sandbox.truth_table import Row, TruthTable
+from sandbox.seccomp import bpf, call_name, call_number, compile_filters, digests
+from sandbox.seccomp.check import disagreements
+from sandbox.seccomp.text import Names, listing, pseudo_code
+from sandbox.seccomp.truth_table import Row, TruthTable
 from supervisor.policy.plans import CompiledPolicy
 
 _HEADS = ("call", "number", "verdict", "when", "rule")
-# What libseccomp does before any rule: ACT_BADARCH in sandbox/seccomp.py.
+# What libseccomp does before any rule: ACT_BADARCH in sandbox/seccomp/__init__.py.
 _FOREIGN = (
     Row("(not x86_64)", "kill", (), "foreign tables: i386 calls by int 0x80, other architectures"),
     Row("(x32)", "kill", (), "foreign tables: x32 calls, whose numbers carry 0x40000000"),

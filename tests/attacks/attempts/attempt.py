@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sandbox.plan import SeccompSpec
-from sandbox.truth_table import TruthTable
+from sandbox.seccomp.truth_table import TruthTable
 
 NONE = "nobody: allowed"  # of acts that must work, so that the rest is no broken sandbox
 

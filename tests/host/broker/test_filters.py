@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import broker_lockdown, credentials, syscalls
+from sandbox import credentials, syscalls
+from sandbox.broker import lockdown
 
 
 def under(who: str, attempts: dict[str, Callable[[], object]]) -> dict[str, str]:
     """errno name of each attempt ("" where it worked) in a root process under that filter."""
-    program = broker_lockdown.compile_filter(who)
+    program = lockdown.compile_filter(who)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

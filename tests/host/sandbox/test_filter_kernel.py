@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import bpf
-from sandbox.bpf_text import answer_text
-from sandbox.seccomp import call_number, compile_filters
+from sandbox.seccomp import bpf, call_number, compile_filters
+from sandbox.seccomp.text import answer_text
 from tests.host.sandbox.conftest import shipped_plan
 
 HIGH = 1 << 32

@@ -53,8 +53,8 @@ def test_root_runs_nothing_from_pypi(house: House, key: str) -> None:
     finally:
         os.close(null)
     files = _files(house.log.read_text(errors="replace"))
-    for part in ("supervisor/supervise", "sandbox/zygote", "sandbox/broker_server",
-                 "sandbox/resolver", "probes/maps", "supervisor/verbs"):  # fmt: skip
+    for part in ("supervisor/supervise", "sandbox/zygote", "sandbox/broker/server",
+                 "sandbox/broker/resolver", "probes/maps", "supervisor/verbs"):  # fmt: skip
         assert any(re.search(rf"/{part.replace('/', '/(__pycache__/)?')}\.", f) for f in files), (
             part
         )

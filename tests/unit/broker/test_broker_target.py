@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox.broker_target import Target, find
+from sandbox.broker.target import Target, find
 
 TARGETS = {
     "net.a.chat": Target("net.a.chat", {"host": "chat.example", "port": 443}),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import resolver
+from sandbox.broker import resolver
 
 FOUR = b"\x04" + bytes([93, 184, 216, 34]) + bytes(12)
 SIX = b"\x06" + socket.inet_pton(socket.AF_INET6, "2606:4700::1111")

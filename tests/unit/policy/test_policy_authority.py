@@ -21,7 +21,7 @@ from policy_rig import (
 )
 
 from sandbox.plan import Bind
-from sandbox.truth_table import TruthTable
+from sandbox.seccomp.truth_table import TruthTable
 from supervisor.policy.compile import compile_policies
 from supervisor.policy.digest import check_versions, policy_digest
 from supervisor.policy.errors import PolicyError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.truth_table import TruthTable
+from sandbox.seccomp.truth_table import TruthTable
 from supervisor.policy.calls import allowed_values, seccomp_spec
 from supervisor.policy.constants import CONSTANTS
 from supervisor.policy.groups import ArgumentSet, Baseline, CallSet, Group, load_groups

@@ -12,7 +12,7 @@ from policy_rig import BASELINE, GROUPS, HOST, POLICIES, SHIPPED, TODAY, mistake
 from sandbox import landlock
 from sandbox.flatten import flatten
 from sandbox.plan import Device, SandboxPlan
-from sandbox.truth_table import TruthTable
+from sandbox.seccomp.truth_table import TruthTable
 from supervisor.policy.compile import compile_policies
 from supervisor.policy.digest import policy_digest
 from supervisor.policy.errors import PolicyError

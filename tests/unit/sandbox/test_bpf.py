@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from sandbox import bpf
-from sandbox.bpf_text import answer_text, answers, listing, pseudo_code, residue
+from sandbox.seccomp import bpf
+from sandbox.seccomp.text import answer_text, answers, listing, pseudo_code, residue
 
 RETURN_A = (bpf.RET_A, 0, 0, 0)
 RETURN = (bpf.RET_K, 0, 0, bpf.ALLOW)

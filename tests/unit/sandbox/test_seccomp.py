@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("seccomp", reason="Debian's python3-seccomp is not installed")
 
-from sandbox import bpf
-from sandbox.bpf_text import Branch, answers
 from sandbox.errors import SandboxError
-from sandbox.filter_check import answer_of, corners, disagreements
 from sandbox.plan import ArgTest, SeccompSpec, SyscallRule
-from sandbox.seccomp import call_number, compile_filters, digests
-from sandbox.truth_table import TruthTable, outside
+from sandbox.seccomp import bpf, call_number, compile_filters, digests
+from sandbox.seccomp.check import answer_of, corners, disagreements
+from sandbox.seccomp.text import Branch, answers
+from sandbox.seccomp.truth_table import TruthTable, outside
 from tests.host.sandbox.conftest import shipped_plan
 
 POLICIES = [

@@ -1,8 +1,8 @@
 """The socket broker, seen from the supervisor: start it, tell it who may reach what.
 
 The broker is the only code that enters network namespaces after launch. It makes sockets and passes
-them; no payload byte ever goes through it. `broker_server.py` is what runs in the process,
-`broker_lockdown.py` what it gives up first.
+them; no payload byte ever goes through it. `server.py` is what runs in the process, `lockdown.py`
+what it gives up first, `resolver.py` the processes that read DNS answers.
 
 Control protocol, one JSON datagram each way on a SEQPACKET socket, fds by SCM_RIGHTS:
 `{"id": n, "op": ...}` is answered by `{"id": n, "ok": true}` or `{"id": n, "error": [code, text]}`.
@@ -16,7 +16,8 @@ import socket
 import sys
 from contextlib import suppress
 
-from sandbox import broker_lockdown, credentials, passing, syscalls
+from sandbox import credentials, passing, syscalls
+from sandbox.broker import lockdown
 from sandbox.errors import SandboxError
 
 TYPE_CHECKING = False  # known to type checkers; the typing module would be 0.7 MB here
@@ -187,30 +188,30 @@ def _become_broker(control: socket.socket, parent: int) -> None:
         with open("/proc/self/comm", "w", encoding="ascii") as file:  # noqa: PTH123 - few imports
             file.write("anchor-broker")
 
-        from sandbox import broker_server, resolver
+        from sandbox.broker import resolver, server
 
         raw = control.recv(CONTROL_MAX)
         if not raw:
             return
         order = json.loads(raw)
         uid, resolver_uid = order["uid"], order["resolver_uid"]
-        programs = {who: broker_lockdown.compile_filter(who) for who in ("broker", "resolver")}
+        programs = {who: lockdown.compile_filter(who) for who in ("broker", "resolver")}
         home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         spawner = None
         if resolver_uid is not None:
             keep_out = (control.fileno(), home)
             _pid, spawner = resolver.spawn(resolver_uid, programs["resolver"], keep_out)
-        server = broker_server.Server(control, home, spawner)
-        broker_lockdown.limit(files=8192, memory=1 << 30, processes=0)
-        last = broker_lockdown.last_capability()
-        broker_lockdown.leave_files()
-        broker_lockdown.drop_to(uid, ("sys_admin",), last, parent, programs["broker"])
+        serving = server.Server(control, home, spawner)
+        lockdown.limit(files=8192, memory=1 << 30, processes=0)
+        last = lockdown.last_capability()
+        lockdown.leave_files()
+        lockdown.drop_to(uid, ("sys_admin",), last, parent, programs["broker"])
     except Exception as error:
         failure = {"id": 1, "error": ["broker_start", f"the socket broker cannot start: {error}"]}
         control.send(json.dumps(failure).encode("ascii"))
         return
     control.send(b'{"id": 1, "ok": true}')
-    server.run()
+    serving.run()
 
 
 def _only_descriptor(control: socket.socket) -> None:

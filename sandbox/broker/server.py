@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sandbox import addresses, passing, resolver, syscalls
-from sandbox.broker_target import TARGET_MAX, Target, find, port, text
+from sandbox import addresses, passing, syscalls
+from sandbox.broker import resolver
+from sandbox.broker.target import TARGET_MAX, Target, find, port, text
 
 TYPE_CHECKING = False  # known to type checkers; the typing module would be 0.7 MB here
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sandbox import bpf
-from sandbox.bpf import BadProgram, Program
+from sandbox.seccomp import bpf
+from sandbox.seccomp.bpf import BadProgram, Program
 
 Names = Callable[[int], str | None]
 

@@ -15,7 +15,8 @@ import socket
 import struct
 import sys
 
-from sandbox import broker_lockdown, passing
+from sandbox import passing
+from sandbox.broker import lockdown
 
 LIFETIME = 5  # seconds of wall time for one lookup
 MAX_ADDRESSES = 16
@@ -43,9 +44,9 @@ def spawn(uid: int, program: bytes, keep_out: tuple[int, ...]) -> tuple[int, soc
         with open("/proc/self/comm", "w", encoding="ascii") as file:  # noqa: PTH123 - few imports
             file.write("anchor-resolve")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
-        broker_lockdown.limit(files=64, memory=512 << 20, processes=64)
-        last = broker_lockdown.last_capability()
-        broker_lockdown.drop_to(uid, (), last, parent, program)
+        lockdown.limit(files=64, memory=512 << 20, processes=64)
+        last = lockdown.last_capability()
+        lockdown.drop_to(uid, (), last, parent, program)
         theirs.send(b"ready")
         _serve(theirs)
     except BaseException:

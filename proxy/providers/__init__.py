@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from proxy.errors import ProxyError
 
-FOLDER = Path(__file__).resolve().parent / "providers"
+FOLDER = Path(__file__).resolve().parent
 DEFAULT = "openai-compatible"
 SHAPES = ("openai", "anthropic", "gemini", "ollama")
 REQUESTS = ("none", "json", "multipart")

@@ -7,10 +7,10 @@ import functools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from sandbox import bpf
-from sandbox.bpf_text import Branch, Tree, answer_text, residue
 from sandbox.plan import SeccompSpec
-from sandbox.truth_table import Row, Tests, TruthTable, outside
+from sandbox.seccomp import bpf
+from sandbox.seccomp.text import Branch, Tree, answer_text, residue
+from sandbox.seccomp.truth_table import Row, Tests, TruthTable, outside
 
 NEWEST = 600  # above every x86-64 number for years to come
 _U32, _U64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF

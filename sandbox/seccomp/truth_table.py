@@ -1,7 +1,7 @@
 """What the filters of a policy answer to which call, and which rule says so: the truth table.
 
 Worked out from the rules alone, with nothing of libseccomp in it: claims and `policy seccomp` read
-it, and sandbox/filter_check.py holds the emitted BPF against it.
+it, and sandbox/seccomp/check.py holds the emitted BPF against it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _by_call(rules: Iterable[SyscallRule]) -> dict[str, list[SyscallRule]]:
 
 def _answers(call: str, rules: list[SyscallRule], default: str, reason: str) -> list[Row]:
     """One filter's rows for one call. Rules never contradict each other (`unsound` in
-    sandbox/seccomp.py), so those of one verdict and reason are one row, in any order."""
+    sandbox/seccomp/__init__.py), so those of one verdict and reason are one row, in any order."""
     alike: dict[tuple[str, str], list[Tests]] = {}
     for rule in rules:
         alike.setdefault((rule.action, rule.reason), []).append(rule.tests)
