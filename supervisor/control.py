@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 REQUEST_MAX = 64 * 1024
 REPLY_MAX = 8 * 1024 * 1024
-FDS_MAX = 6
+FDS_MAX = 4
 CLIENTS_MAX = 16
 _REQUEST_TIME = 10.0  # seconds in which a request must be complete
 

@@ -88,13 +88,30 @@ class Custody:
             raise EgressRefused("the egress proxy is not running")
         try:
             self._of.record("unlock", EGRESS, "allowed")
-            await self.keys.hand_to(egress, *words, fds=fds)
+            await self.keys.hand_to(egress, "unlock", *words, fds=fds)
         except (AuditUnwritable, *_FAULTS) as error:
             self._shut(error)
             await self.look()
             await self._tell(egress, _code(error))
             raise
+        self._opened(egress)
+
+    async def change(self, verb: str, *words: str, fds: Mapping[str, int]) -> None:
+        """`set` or `remove`; the proxy, where it runs, gets all keys from the same run.
+
+        Raises VaultRefused (HANDOVER_FAILED: changed all the same), EgressRefused and what a launch
+        raises.
+        """
+        egress = self._of.egress
+        if egress is None:
+            await self.keys.run(verb, *words, fds=fds)
+        else:
+            await self.keys.hand_to(egress, verb, *words, fds=fds)
+            self._opened(egress)
+
+    def _opened(self, egress: Egress) -> None:
         self.locked, self._has_keys = None, egress
+        self.found |= {"problem": None, "detail": ""}
 
     async def _tell(self, egress: Egress, code: str) -> None:
         """What the proxy answers to who needs a key."""

@@ -26,7 +26,7 @@ _SRK_NAME = re.compile("[0-9a-f]{68}")  # algorithm and SHA-256, in hex
 # What the host file allows, by the verbs to which it matters.
 _ALLOWANCES = {
     "allow-software-tpm": ("init", "recover", "rotate"),
-    "allow-plain-memfd": ("unlock",),
+    "allow-plain-memfd": ("unlock", "set", "remove"),
     "allow-pin-reset": ("pin-set",),
 }
 _ENROLS = ("init", "recover", "rotate")  # after these the storage root key may be another
@@ -86,13 +86,16 @@ class Keys:
         return str((await self.run("token", *arguments, fds=fds, result=True))["token"])
 
     async def hand_to(
-        self, egress: Egress, *words: str, fds: Mapping[str, int] | None = None
+        self, egress: Egress, verb: str, *words: str, fds: Mapping[str, int] | None = None
     ) -> None:
-        """Let the helper hand every key to the egress proxy. Raises EgressRefused too."""
+        """Let the helper hand every key to the egress proxy: `unlock`, or a change and then that.
+
+        Raises EgressRefused too.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             await egress.order([theirs.fileno()], op="keys")
-            await self.run("unlock", *words, fds={**(fds or {}), "handover": ours.fileno()})
+            await self.run(verb, *words, fds={**(fds or {}), "handover": ours.fileno()})
 
     async def run(
         self, verb: str, *words: str, fds: Mapping[str, int] | None = None, result: bool = False

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from supervisor.boot import PCRS
 from supervisor.cli import exits
 from supervisor.control import ControlError, Handler, Request
+from supervisor.keys import VaultRefused
+from supervisor.vault.errors import Fault
 
 if TYPE_CHECKING:
     from supervisor.supervise import Supervisor
 
-# The PIN again, for the hand-over after a change: the helper reads a descriptor to its end.
-PIN_AGAIN = "pin-again"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _OPTIONS = {
     "pcrs": re.compile(r"none|[0-9]{1,2}(,[0-9]{1,2}){0,23}"),
@@ -39,7 +39,8 @@ class Verb:
 
     `named`: it takes a name. `needs`: descriptors without which it makes no sense; PIN and, where
     it only opens the vault, recovery code may come with any. `event`: what the audit record of a
-    change is called. `hands_over`: the egress proxy gets the keys afterwards.
+    change is called. `hands_over`: the egress proxy gets the keys afterwards; `keys`: from the same
+    run of the helper, which changes them.
     """
 
     event: str = ""
@@ -48,13 +49,14 @@ class Verb:
     options: tuple[str, ...] = ()
     result: bool = True
     hands_over: bool = False
+    keys: bool = False
 
 
 _VERBS = {
     "list": Verb(),
     "init": Verb("vault-made", options=("pcrs",), hands_over=True),
-    "set": Verb("key-set", named=True, needs=("secret",), result=False, hands_over=True),
-    "remove": Verb("key-removed", named=True, result=False, hands_over=True),
+    "set": Verb("key-set", named=True, needs=("secret",), result=False, keys=True),
+    "remove": Verb("key-removed", named=True, result=False, keys=True),
     "recovery-code": Verb("recovery-code-made", needs=("code",), result=False),
     "confirm-recovery": Verb("recovery-confirmed", needs=("secret",)),
     "recover": Verb(
@@ -72,7 +74,7 @@ _VERBS = {
     "trust-add": Verb("signer-trusted", named=True, needs=("secret",), result=False),
     "trust-remove": Verb("signer-removed", named=True, result=False),
 }
-_OPENING = frozenset({"pin", PIN_AGAIN, "recovery"})
+_ALSO = ("pin", "recovery", "prediction")
 
 
 def vault_handlers(of: Supervisor) -> Mapping[str, Handler]:
@@ -97,19 +99,16 @@ class _VaultVerbs:
 
     async def add(self, request: Request) -> object:
         """A key under a new name: what is there already is replaced by `set` alone."""
-        name, fds = _text(request, "name"), descriptors(request)
-        opening = {"pin": fds.pop("pin-list")} if "pin-list" in fds else {}
-        request.progress({"doing": "looking at the names"})
-        found = await self._of.vault.keys.run("list", fds=opening, result=True)
-        if name in found.get("names", ()):
-            raise ControlError(
-                "key_exists",
-                f"there is a key {name} already",
-                f"`anchorhold keys set {name}` replaces it",
-                exits.FAILED,
-            )
         verb = dataclasses.replace(_VERBS["set"], event="key-added")
-        return await self._run("set", verb, request, fds)
+        try:
+            return await self._run("set", verb, request, "--new")
+        except VaultRefused as refused:
+            if refused.fault is not Fault.NAME_TAKEN:
+                raise
+            name = request.arguments["name"]
+            fix = f"`anchorhold keys set {name}` replaces it"
+            said = f"there is a key {name} already"
+            raise ControlError(refused.code, said, fix, refused.exit) from None
 
     async def unlock(self, request: Request) -> object:
         """Hand the keys to the egress proxy: with a PIN, or by the recovery code."""
@@ -117,7 +116,7 @@ class _VaultVerbs:
         _known(fds, ("pin", "recovery"))
         request.progress({"doing": "opening the vault"})
         await self._of.vault.hand_over(*_options(request, ("accept-stale",)), fds=fds)
-        await self._settle()
+        self._of.lifecycle.spawn(self._settle())
         return {"unlocked": True}
 
     async def status(self, request: Request) -> object:
@@ -140,27 +139,32 @@ class _VaultVerbs:
             ],
         }
 
-    async def _run(
-        self, word: str, verb: Verb, request: Request, fds: dict[str, int] | None = None
-    ) -> object:
-        fds = descriptors(request) if fds is None else fds
-        _known(fds, (*verb.needs, *_OPENING, "prediction"))
+    async def _run(self, word: str, verb: Verb, request: Request, *more: str) -> object:
+        fds = descriptors(request)
+        _known(fds, (*verb.needs, *_ALSO))
         if missing := [name for name in verb.needs if name not in fds]:
             raise _usage(f"keys.{word} needs a descriptor: {', '.join(missing)}")
-        again = {"pin": fds.pop(PIN_AGAIN)} if PIN_AGAIN in fds else {}
         named = (_text(request, "name"),) if verb.named else ()
-        options = _options(request, verb.options)
+        words = (*named, *_options(request, verb.options), *more)
         request.progress({"doing": "changing the vault" if verb.event else "opening the vault"})
-        custody = self._of.vault
-        found = await custody.keys.run(word, *named, *options, fds=fds, result=verb.result)
+        custody, found = self._of.vault, dict[str, Any]()
         if not verb.event:
-            return found
+            return await custody.keys.run(word, *words, fds=fds, result=True)
         about = {"key": named[0]} if named else {}
+        try:
+            if verb.keys:
+                await custody.change(word, *words, fds=fds)
+            else:
+                found = await custody.keys.run(word, *words, fds=fds, result=verb.result)
+        except VaultRefused as refused:
+            if refused.fault is Fault.HANDOVER_FAILED:
+                self._of.record(verb.event, "vault", "allowed", **about)
+            raise
         self._of.record(verb.event, "vault", "allowed", **about)
         if verb.hands_over and self._of.egress is not None:
             request.progress({"doing": "handing the keys to the egress proxy"})
-            await custody.hand_over(fds=again)
-        await self._settle()
+            await custody.hand_over()
+        self._of.lifecycle.spawn(self._settle())
         return found | ({"name": named[0]} if named else {})
 
     async def _settle(self) -> None:

@@ -127,14 +127,13 @@ def _stale(parser: argparse.ArgumentParser) -> None:
 def run_store(arguments: argparse.Namespace) -> int:
     """Read the key and hand it over in a pipe."""
     value = _checked(read(f"key for {arguments.name}: ", arguments.from_fd))
-    pins = ("pin", "pin-again", *(["pin-list"] if arguments.verb == "add" else []))
-    found = ask_vault(arguments, arguments.verb, {"name": arguments.name}, {"secret": value}, pins)
+    found = ask_vault(arguments, arguments.verb, {"name": arguments.name}, {"secret": value})
     return _done(arguments, found, f"stored: {arguments.name}")
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
     """Forget one."""
-    found = ask_vault(arguments, "remove", {"name": arguments.name}, pins=("pin", "pin-again"))
+    found = ask_vault(arguments, "remove", {"name": arguments.name})
     return _done(arguments, found, f"removed: {arguments.name}; revoke it at its provider, too")
 
 

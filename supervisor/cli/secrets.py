@@ -82,25 +82,24 @@ def ask_vault(
     verb: str,
     values: Mapping[str, Any] | None = None,
     secrets: Mapping[str, bytes] | None = None,
-    pins: tuple[str, ...] = ("pin",),
     lent: Mapping[str, int] | None = None,
 ) -> Any:
     """One verb of the vault: `keys.VERB`, or another by its whole name.
 
     Where it needs the PIN, this is read, and the verb asked for again.
-    `secrets` by the names of their descriptors; `pins`: those that the PIN is passed as; `lent`:
-    descriptors of the caller. Raises ControlError.
+    `secrets` by the names of their descriptors; `lent`: descriptors of the caller. Raises
+    ControlError.
     """
     secrets, number = dict(secrets or {}), getattr(arguments, "pin_fd", None)
     if number is not None:
-        secrets |= dict.fromkeys(pins, read("PIN: ", number))
+        secrets["pin"] = read("PIN: ", number)
     while True:
         try:
             return _ask(arguments, verb, values or {}, secrets, lent or {})
         except ControlError as error:
-            if error.code != PIN_NEEDED or pins[0] in secrets:
+            if error.code != PIN_NEEDED or "pin" in secrets:
                 raise
-        secrets |= dict.fromkeys(pins, typed("PIN of the vault: "))
+        secrets["pin"] = typed("PIN of the vault: ")
 
 
 def _ask(

@@ -27,8 +27,8 @@ brackets may be left out. The vault directory must be writable (w), or may be re
 
 | verb and arguments                                            | descriptors              |   |
 | init [--pcrs LIST] [--allow-software-tpm]                     | result                   | w |
-| set NAME                                                      | secret, [pin]            | w |
-| remove NAME                                                   | [pin]                    | w |
+| set NAME [--new] [--allow-plain-memfd]                        | secret, [handover, pin]  | w |
+| remove NAME [--allow-plain-memfd]                             | [handover, pin]          | w |
 | list                                                          | result, [pin|recovery]   | r |
 | status                                                        | result                   | r |
 | unlock [--names a,b] [--allow-plain-memfd] [--accept-stale]   | handover, [pin|recovery] | r |

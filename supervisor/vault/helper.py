@@ -72,7 +72,13 @@ def parser() -> argparse.ArgumentParser:
     for name in ("init", "rotate", "rebind"):
         verbs.add_parser(name, parents=[enrols])
     recover = verbs.add_parser("recover", parents=[enrols])
-    for name in ("set", "remove", "recipient-remove", "trust-add", "trust-remove"):
+    for name in ("set", "remove"):
+        key = verbs.add_parser(name, parents=[common])
+        key.add_argument("name")
+        key.add_argument("--allow-plain-memfd", action="store_true")
+        if name == "set":
+            key.add_argument("--new", action="store_true", help="refuse a name that is there")
+    for name in ("recipient-remove", "trust-add", "trust-remove"):
         verbs.add_parser(name, parents=[common]).add_argument("name")
     for name in ("list", "status", "recovery-code", "confirm-recovery"):
         verbs.add_parser(name, parents=[common])

@@ -37,14 +37,17 @@ def _check_value(value: bytearray) -> None:
 
 
 def set_key(options: argparse.Namespace, descriptors: Descriptors) -> None:
-    """Store the value read from `secret` under a name, replacing an older one."""
+    """Store the value read from `secret` under a name, replacing an older one but with --new."""
     name = _key_name(options.name)
     with typed(descriptors.number("secret"), VALUE_MAX) as value:
         _check_value(value)
         with opened(options, descriptors, write=True) as vault:
             values = vault.entries()
+            if options.new and name in values:
+                raise VaultError(Fault.NAME_TAKEN, name)
             values[name] = memoryview(value)
             change(vault, values=values)
+            _handed_on(values, options, descriptors)
 
 
 def remove(options: argparse.Namespace, descriptors: Descriptors) -> None:
@@ -55,6 +58,16 @@ def remove(options: argparse.Namespace, descriptors: Descriptors) -> None:
         if values.pop(name, None) is None:
             raise VaultError(Fault.KEY_UNKNOWN, name)
         change(vault, values=values)
+        _handed_on(values, options, descriptors)
+
+
+def _handed_on(
+    values: dict[str, memoryview], options: argparse.Namespace, descriptors: Descriptors
+) -> None:
+    """After a change: to the egress proxy, if it listens on `handover`."""
+    if descriptors.has("handover"):
+        with socket.socket(fileno=os.dup(descriptors.number("handover"))) as peer:
+            hand_over(_visible(values), peer, allow_plain=options.allow_plain_memfd)
 
 
 def list_names(options: argparse.Namespace, descriptors: Descriptors) -> Result:

@@ -96,7 +96,9 @@ def test_a_broken_policy_and_a_missing_program_stop_only_their_own_workload(
 def test_a_broken_policy_of_any_part_is_named_and_the_supervisor_stays(
     house: House, file: str
 ) -> None:
-    line = _spoil(house, file, "version   = 1\n", 'version   = "one"\n')
+    text = (house.policies / file).read_text()
+    (version,) = re.findall(r"(?m)^version   = [0-9]+\n", text)
+    line = _spoil(house, file, version, 'version   = "one"\n')
     house.open()
     status = house.ask("status")
     (error,) = status["policy_errors"]
