@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="anchorhold",
         description="Keeps every part of a self-hosted AI assistant in a cell of its own.",
-        epilog="exit: 0 done, 1 failed, 2 usage, 4 not running, 5 start refused, 6 not allowed",
+        epilog="exit: 0 done, 1 failed, 2 usage, 4 not running, 5 start refused, 6 not allowed, "
+        "10 to 69 the vault (docs/keys.md)",
         allow_abbrev=False,
     )
     top.add_argument(

@@ -99,7 +99,12 @@ def ask_vault(
         except ControlError as error:
             if error.code != PIN_NEEDED or "pin" in secrets:
                 raise
-        secrets["pin"] = typed("PIN of the vault: ")
+            wanted = error
+        try:
+            secrets["pin"] = typed("PIN of the vault: ")
+        except ControlError:
+            fix = "without a terminal: --pin-fd N"
+            raise ControlError(wanted.code, str(wanted), fix, wanted.exit) from None
 
 
 def _ask(
@@ -114,7 +119,7 @@ def _ask(
             name: stack.enter_context(_pipe(each)) for name, each in secrets.items()
         }
         report = stack.enter_context(progress())
-        given = {**values, "fds": list(fds)}
+        given = {**values, "fds": list(fds)} if fds else values
         name = verb if "." in verb else f"keys.{verb}"
         return ask(arguments, name, given, tuple(fds.values()), report)
 
