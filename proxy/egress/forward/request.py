@@ -17,6 +17,7 @@ from proxy.egress.redaction.text import Masker
 
 from . import body as bodies
 from .destination import CREDENTIAL
+from .keyed import key_of, stand_in, written
 from .opaque import Opaque
 from .peer import next_event
 from .target import Target, parse
@@ -58,6 +59,7 @@ class Exchange:
         treatment = services.treatments[forward.workload.id].of("standard")
         call.outgoing = self._out = Masker(services.scanner, services.guard, treatment, sent=True)
         call.incoming = self._in = Masker(services.scanner, services.guard, treatment)
+        self._stand_in = stand_in()  # for the key
 
     async def run(self) -> None:
         """Answer the request. Raises Refusal before the answer has begun, OSError after."""
@@ -137,12 +139,12 @@ class Exchange:
     ) -> bytes:
         """The opening handshakes; what the host sent right behind its own."""
         server = h11.Connection(h11.CLIENT)
-        for event in (h11.Request(method="GET", target=path, headers=headers), h11.EndOfMessage()):
-            writer.write(server.send(event) or b"")
+        opening = h11.Request(method="GET", target=path, headers=headers), h11.EndOfMessage()
         try:
-            async with asyncio.timeout(OPENING_TIME):
-                await writer.drain()
-                answer = await next_event(server, reader)
+            with written(server, writer, opening, self._stand_in, self._key):
+                async with asyncio.timeout(OPENING_TIME):
+                    await writer.drain()
+                    answer = await next_event(server, reader)
         except (OSError, h11.RemoteProtocolError) as error:
             raise Refusal("upstream_disconnected", f"{type(error).__name__}.") from None
         given = dict(answer.headers) if isinstance(answer, h11.InformationalResponse) else {}
@@ -200,7 +202,8 @@ class Exchange:
         else:
             passed += [(b"accept-encoding", b"identity"), (b"connection", b"close")]
         if rule.credential and CREDENTIAL not in rule.path:
-            passed.append((own, (rule.prefix + self._key(rule.credential)).encode("ascii")))
+            self._key()  # absent: refused before a connection is made
+            passed.append((own, (rule.prefix + self._stand_in).encode("ascii")))
         return passed
 
     def _path(self, target: Target) -> bytes:
@@ -217,22 +220,17 @@ class Exchange:
         ):
             raise Refusal("secret_in_head", "The address holds a value that must be masked.")
         if keyed and rule.credential:
-            path = path.replace(placeholder, self._key(rule.credential), 1)
+            self._key()
+            path = path.replace(placeholder, self._stand_in, 1)
         return (f"{path}?{query}" if query else path).encode("ascii")
 
     def _placeholder_in(self, text: str) -> bool:
         return any(mark in text for mark in self._forward.services.placeholders)
 
-    def _key(self, name: str) -> str:
-        ring = self._forward.services.ring
-        if ring.locked:
-            raise vault_locked(ring.why_locked)
-        if name not in ring:
-            raise Refusal("credential_absent", f"The vault has no key {name}.")
-        key = str(ring.value(name), "latin-1")
-        if not key.isascii() or not key.isprintable() or " " in key:
-            raise Refusal("credential_absent", f"{name} cannot be sent.")
-        return key
+    def _key(self) -> memoryview:
+        rule = self._call.rule
+        assert rule is not None and rule.credential  # noqa: S101 - else nothing stands in for it
+        return key_of(self._forward.services.ring, rule.credential)
 
     async def _body(self) -> bytes:
         """The whole body, masked."""
@@ -279,12 +277,12 @@ class Exchange:
         if body or method in ("POST", "PUT", "PATCH"):
             headers = [*headers, (b"content-length", str(len(body)).encode("ascii"))]
         request = h11.Request(method=method, target=path, headers=headers)
-        for event in (request, h11.Data(data=body), h11.EndOfMessage()):
-            writer.write(server.send(event) or b"")
-        await writer.drain()
-        while not isinstance(response := await next_event(server, reader), h11.Response):
-            if not isinstance(response, h11.InformationalResponse):
-                raise ConnectionError("no response")
+        events = request, h11.Data(data=body), h11.EndOfMessage()
+        with written(server, writer, events, self._stand_in, self._key):
+            await writer.drain()
+            while not isinstance(response := await next_event(server, reader), h11.Response):
+                if not isinstance(response, h11.InformationalResponse):
+                    raise ConnectionError("no response")
         await self._pass_back(target, response, server, reader)
 
     async def _pass_back(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from proxy.egress.errors import Refusal
 from proxy.egress.forward.target import parse
+from tests.memory import search
 
 from .harness import KEY, OTHER, PLACEHOLDER, WORKLOAD, Proxy, Response, Upstream, read_response
 from .samples import SECRETS
@@ -195,6 +197,28 @@ def test_an_answer_without_a_type_is_text(proxy: Proxy, service: Service) -> Non
     body = f"see {SECRET} there".encode()
     service.answer[:] = [b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body]
     assert ask(proxy).body == f"see {MASK} there".encode()
+
+
+def test_no_copy_of_a_key_stays_behind(start: Callable[..., Proxy], service: Service) -> None:
+    """Of the rules with a key in a header and in the path, over TLS."""
+    key = f"sk-{secrets.token_hex(24)}"
+    keyed = rule("keyed", methods=["POST"], path="/keyed/**", credential="practice")
+    inpath = rule("inpath", path="/bot{credential}/**", credential="practice")
+    proxy = start(workload={"net": [keyed, inpath]}, config={"ca_file": str(service.ca)})
+    proxy.broker.ports |= {each["target"]: service.port for each in (keyed, inpath)}
+    proxy.forward()
+    proxy.unlock({"practice": key})
+    service.seen.clear()
+    service.answer[:] = [reply(b'{"ok": true}')]
+    for _ in range(2):
+        assert ask(proxy, "/keyed/x", body=b"{}", Authorization=f"Bearer {PLACEHOLDER}").json
+        assert ask(proxy, f"/bot{PLACEHOLDER}/send", body=b"{}").json
+    seen = b"".join(service.seen).decode()
+    assert seen.count(f"Bearer {key}") == 2 and seen.count(f"/bot{key}/send") == 2
+    assert PLACEHOLDER not in seen
+    found = search(proxy.process.pid, [key, PLACEHOLDER])
+    assert any(hit.startswith("secret 1") for hit in found.hits), "the search finds nothing"
+    assert not [hit for hit in found.hits if hit.startswith("secret 0")], found.hits
 
 
 def test_the_key_is_put_in_and_never_comes_back(proxy: Proxy, service: Service) -> None:
