@@ -29,7 +29,7 @@ brackets may be left out. The vault directory must be writable (w), or may be re
 | init [--pcrs LIST] [--allow-software-tpm]                     | result                   | w |
 | set NAME [--new] [--allow-plain-memfd]                        | secret, [handover, pin]  | w |
 | remove NAME [--allow-plain-memfd]                             | [handover, pin]          | w |
-| list                                                          | result, [pin|recovery]   | r |
+| list [--accept-stale]                                         | result, [pin|recovery]   | r |
 | status                                                        | result                   | r |
 | unlock [--names a,b] [--allow-plain-memfd] [--accept-stale]   | handover, [pin|recovery] | r |
 | token --client C --workload W --lifetime SEC                  | result, [pin|recovery]   | r |

@@ -80,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
             key.add_argument("--new", action="store_true", help="refuse a name that is there")
     for name in ("recipient-remove", "trust-add", "trust-remove"):
         verbs.add_parser(name, parents=[common]).add_argument("name")
-    for name in ("list", "status", "recovery-code", "confirm-recovery"):
+    listing = verbs.add_parser("list", parents=[common])
+    for name in ("status", "recovery-code", "confirm-recovery"):
         verbs.add_parser(name, parents=[common])
     approve = verbs.add_parser("approve", parents=[common])
     approve.add_argument("--predict", action="store_true", help="the state read from `prediction`")
@@ -94,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     unlock = verbs.add_parser("unlock", parents=[common])
     unlock.add_argument("--names", default=None, help="comma-separated; all keys if left out")
     unlock.add_argument("--allow-plain-memfd", action="store_true")
-    for reader in (unlock, recover):
+    for reader in (unlock, recover, listing):
         reader.add_argument("--accept-stale", action="store_true", help="an old file is all right")
     token = verbs.add_parser("token", parents=[common])
     token.add_argument("--client", required=True)

@@ -2,14 +2,18 @@
 
 `kek DIR` prints the sealed payload of a test's vault. `software DIR refuse|allow` makes one on a
 software TPM that nobody chose by `--tpm socket:`. `clock DIR` prints the milliseconds of five
-unseals on one connection. `seal plain|BACKEND` seals and unseals a known payload.
+unseals on one connection. `blind DIR BACKEND` and `forge DIR BACKEND` unseal without our own
+checks. `plain-auth HEX` creates an object with that authorisation value in clear.
+`seal plain|BACKEND` seals and unseals a known payload.
 `hold clean|leaky DIR ARGUMENTS...` runs a verb and then waits, so that its memory can be searched
 (leaky: with one copy of each value kept, the search's positive control). `serve` runs many verbs.
 """
 
+import errno
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 
@@ -18,6 +22,7 @@ sys.path.insert(0, sys.argv[1])
 from supervisor.vault import (
     approvals,
     channel,
+    counter,
     handover,
     helper,
     policy,
@@ -27,8 +32,9 @@ from supervisor.vault import (
     vault,
     verbs,
 )
+from supervisor.vault.commands import TpmError
 from supervisor.vault.errors import VaultError
-from supervisor.vault.header import SealedTo
+from supervisor.vault.header import Approval, SealedTo
 
 WHERE, STEP, ARGUMENTS = sys.argv[2], sys.argv[3], sys.argv[4:]
 PAYLOAD = bytearray(b"this payload is searched on the bus, 64 bytes of it in the clear")
@@ -81,6 +87,47 @@ def _seal_plainly(esys: object, key: object) -> None:
         esys.flush_context(handle)
 
 
+def plain_auth(auth: str) -> None:
+    """What the vault must never do: an authorisation value in a plain session."""
+    from tpm2_pytss.types import TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TPMS_SENSITIVE_CREATE
+
+    with tpm.connected(WHERE, "esapi") as device:
+        esys, key = device.commands._esys, device.storage_key()
+        public = TPM2B_PUBLIC.parse("keyedhash", objectAttributes="fixedtpm|fixedparent")
+        inner = TPMS_SENSITIVE_CREATE(userAuth=bytes.fromhex(auth), data=b"data")
+        esys.create(key.handle, TPM2B_SENSITIVE_CREATE(inner), public)
+
+
+def blind(directory: str, backend: str) -> None:
+    """Open the sealed object with the file's first approval and no check of our own before."""
+    with store.locked(directory, write=False) as fd, tpm.connected(WHERE, backend) as device:
+        sealed = vault.load(fd).header.tpm
+        _unseal(device, sealed, sealed.approvals[0])
+
+
+def forge(directory: str, backend: str) -> None:
+    """The same with an approval that another key signed."""
+    with store.locked(directory, write=False) as fd, tpm.connected(WHERE, backend) as device:
+        sealed = vault.load(fd).header.tpm
+        signer, _ = policy.new_key()
+        gen = sealed.approvals[0].gen
+        _unseal(device, sealed, approvals.signed(sealed, signer, gen).approvals[0])
+
+
+def _unseal(device: tpm.Tpm, sealed: SealedTo, approval: Approval) -> None:
+    key = device.storage_key()
+    index = counter.Counter(device, key, sealed.nv.index, sealed.pol_pub).entity()
+    out = bytearray(tpm.PAYLOAD)
+    try:
+        device.unseal(key, sealed, approval, (index, approval.gen + sealed.nv.base), None, out)
+    except VaultError as error:
+        print(error.fault.name, error.detail)
+    except TpmError as error:
+        print(error)
+    else:
+        print("opened")
+
+
 def software(directory: str, choice: str) -> None:
     """The TPM is at the device's place: there the socket is not the choice."""
     channel.DEVICE = WHERE.removeprefix("socket:")
@@ -123,10 +170,18 @@ def hold(kind: str, directory: str, *arguments: str) -> None:
 def serve() -> None:
     """Run the verbs that come in, a line of JSON each, in this process: exit codes go out.
 
-    A line is [arguments, {descriptor: text}]. Saves a start of the interpreter per verb.
+    A line is [arguments, {descriptor: text}, trouble]. Saves a start of the interpreter per verb.
+    With a trouble, [kind, step, pid of the TPM], a child runs the verb and gets into it there.
     """
     for line in sys.stdin:
-        arguments, given = json.loads(line)
+        arguments, given, trouble = json.loads(line)
+        child = os.fork() if trouble else 0
+        if child:
+            _, status = os.waitpid(child, 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
+        if trouble:
+            Trouble(*trouble).install()
         sources = {"result": os.open(os.devnull, os.O_WRONLY)}
         for name, text in given.items():
             sources[name], write = os.pipe()
@@ -151,13 +206,58 @@ def serve() -> None:
             code = 1
         for number in range(3, 3 + len(sources)):
             os.close(number)
+        if trouble:
+            os._exit(code)
         print(code, flush=True)
+
+
+class Trouble:
+    """At the given step (a command to the TPM, or a call of `store` to the system): `kill` this
+    process, cut the TPM's `power`, or find the disk `full` from there on.
+    """
+
+    def __init__(self, kind: str, step: int, tpm_pid: int) -> None:
+        self._kind = kind
+        self._left = step
+        self._tpm = tpm_pid
+
+    def install(self) -> None:
+        honest = channel.Channel.send
+
+        def send(connection: channel.Channel, command: bytes) -> None:
+            if self._kind != "full":
+                self._step()
+            honest(connection, command)
+
+        channel.Channel.send = send
+        store.os = self
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(os, name)
+        if name not in ("open", "unlink", "fsync", "rename", "fdopen"):
+            return value
+
+        def call(*args: object, **options: object) -> object:
+            self._step()
+            return value(*args, **options)
+
+        return call
+
+    def _step(self) -> None:
+        self._left -= 1
+        if self._kind == "full" and self._left <= 0:
+            raise OSError(errno.ENOSPC, "full")
+        if self._left == 0:
+            os.kill(os.getpid() if self._kind == "kill" else self._tpm, signal.SIGKILL)
 
 
 STEPS = {
     "kek": kek,
     "seal": seal,
     "software": software,
+    "plain-auth": plain_auth,
+    "blind": blind,
+    "forge": forge,
     "clock": clock,
     "hold": hold,
     "serve": serve,

@@ -45,6 +45,21 @@ def owner_auth_command(old: bytes, new: bytes) -> bytes:
     return struct.pack("!HI", 0x8002, 6 + len(body)) + body
 
 
+def nv_define_command(index: int, size: int = 8, *, kind: int = 0) -> bytes:
+    """TPM2_NV_DefineSpace by the owner, as raw bytes. Kind 0 is ordinary, 1 a counter."""
+    body = struct.pack("!II", 0x12A, 0x40000001) + struct.pack("!IIHBH", 9, 0x40000009, 0, 0, 0)
+    public = struct.pack("!IHIHH", index, 0x000B, 0x0204_0004 | kind << 4, 0, size)
+    body += struct.pack("!HH", 0, len(public)) + public
+    return struct.pack("!HI", 0x8002, 6 + len(body)) + body
+
+
+def nv_undefine_command(index: int) -> bytes:
+    """TPM2_NV_UndefineSpace by the owner, as raw bytes."""
+    body = struct.pack("!III", 0x122, 0x40000001, index)
+    body += struct.pack("!IIHBH", 9, 0x40000009, 0, 0, 0)
+    return struct.pack("!HI", 0x8002, 6 + len(body)) + body
+
+
 def sha1_only_command() -> bytes:
     """TPM2_PCR_Allocate by the platform: SHA-1 for every PCR, SHA-256 for none; after a restart."""
     body = struct.pack("!II", 0x12B, 0x4000000C) + struct.pack("!IIHBH", 9, 0x40000009, 0, 0, 0)
@@ -76,37 +91,39 @@ class Swtpm:
         self.directory = directory
         self.path = directory / "sock"
         self._process: subprocess.Popen[bytes] | None = None
-        self._listener: socket.socket | None = None
 
     @property
     def where(self) -> str:
         return f"socket:{self.path}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         state = self.directory / "state"
         state.mkdir(exist_ok=True)
         self.path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.path))
-        self._listener.listen(8)
-        fd = self._listener.fileno()
-        self._process = subprocess.Popen(
-            [
-                *("swtpm", "socket", "--tpm2", "--server", f"type=unixio,fd={fd}"),
-                *("--flags", "not-need-init,startup-clear", "--tpmstate", f"dir={state}"),
-            ],
-            pass_fds=[fd],
-            stderr=subprocess.DEVNULL,
-        )
+        # Only swtpm keeps the socket, so that whoever waits on it hears of its death.
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self.path))
+            listener.listen(64)
+            fd = listener.fileno()
+            self._process = subprocess.Popen(
+                [
+                    *("swtpm", "socket", "--tpm2", "--server", f"type=unixio,fd={fd}"),
+                    *("--flags", "not-need-init,startup-clear", "--tpmstate", f"dir={state}"),
+                ],
+                pass_fds=[fd],
+                stderr=subprocess.DEVNULL,
+            )
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
 
     def restart(self) -> None:
         self.stop()
@@ -114,13 +131,25 @@ class Swtpm:
 
     def command(self, raw: bytes) -> bytes:
         """One raw command; fails the test unless the TPM says success."""
+        response = self.ask(raw)
+        assert response[6:10] == bytes(4), response.hex()
+        return response
+
+    def ask(self, raw: bytes) -> bytes:
+        """One raw command and its response."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(20)
             connection.connect(str(self.path))
             connection.sendall(raw)
-            response = read_packet(connection)
-        assert response[6:10] == bytes(4), response.hex()
-        return response
+            return read_packet(connection)
+
+    def nv_indexes(self) -> int:
+        """How many NV indexes there are in the vault's range."""
+        answer = self.command(
+            bytes.fromhex("8001000000160000017a00000001") + struct.pack("!II", 0x01A00000, 64)
+        )
+        (count,) = struct.unpack_from("!I", answer, 15)
+        return sum(i >= 0x01A00000 for i in struct.unpack_from(f"!{count}I", answer, 19))
 
     def extend(self, pcr: int) -> None:
         self.command(pcr_extend_command(pcr))
@@ -131,7 +160,7 @@ class Recorder:
     """A relay in front of a TPM that keeps every byte and may meddle.
 
     `before(upstream, command)` runs before a command goes on; `change(command, response)` returns
-    the response to deliver.
+    the response to deliver; `answer(command)` may answer in the TPM's place.
     """
 
     tpm: Swtpm
@@ -139,6 +168,7 @@ class Recorder:
     seen: bytearray = field(default_factory=bytearray)
     before: Callable[[socket.socket, bytes], None] | None = None
     change: Callable[[bytes, bytes], bytes] | None = None
+    answer: Callable[[bytes], bytes | None] | None = None
 
     @property
     def where(self) -> str:
@@ -168,6 +198,9 @@ class Recorder:
                     self.seen += command
                     if self.before:
                         self.before(upstream, command)
+                    if self.answer and (forged := self.answer(command)) is not None:
+                        client.sendall(forged)
+                        continue
                     upstream.sendall(command)
                     response = read_packet(upstream)
                     self.seen += response
@@ -300,7 +333,10 @@ class Helper:
 
     @contextlib.contextmanager
     def server(self) -> Iterator[Callable[..., Fault | None]]:
-        """A function that runs a verb in one long-lived process and gives its fault."""
+        """A function that runs a verb in one long-lived process and gives its fault.
+
+        `trouble` is (kind, step) of driver.Trouble; a verb that was killed gives INTERNAL.
+        """
         served = subprocess.Popen(
             [PYTHON, "-I", str(DRIVER), str(self.app), self.where, "serve"],
             stdin=subprocess.PIPE,
@@ -309,10 +345,13 @@ class Helper:
         assert served.stdin is not None and served.stdout is not None
         into, out = served.stdin, served.stdout
 
-        def ask(*arguments: str, **given: bytes) -> Fault | None:
+        def ask(
+            *arguments: str, trouble: tuple[str, int] | None = None, **given: bytes
+        ) -> Fault | None:
             options = ["--dir", str(self.state), "--backend", self.backend]
             texts = {name: value.decode() for name, value in given.items()}
-            into.write(json.dumps([[*arguments, *options], texts]).encode() + b"\n")
+            line = [[*arguments, *options], texts, trouble and [*trouble, self.tpm.pid]]
+            into.write(json.dumps(line).encode() + b"\n")
             into.flush()
             answer = out.readline()
             assert answer, "the process is gone"

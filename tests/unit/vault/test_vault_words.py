@@ -67,6 +67,27 @@ def test_level_is_never_better_than_what_holds(
         assert "a software TPM protects nothing against root" in found.does_not_stop
 
 
+@pytest.mark.parametrize("missing", [None, "uki", "disk_encrypted", "secure_boot", "pcr"])
+def test_measured_chain_needs_every_part(missing: str | None) -> None:
+    facts = {"uki": True, "disk_encrypted": True, "secure_boot": True}
+    if missing in facts:
+        facts[missing] = False
+    pcrs = [7, 11] if missing == "pcr" else [7, 11, 15]
+    found = levels.level(software=False, pcrs=pcrs, **facts)
+    expected = {None: "T3", "secure_boot": "T1"}.get(missing, "T2")
+    assert found.code == expected
+    assert (found.next is None) == (missing is None)
+    assert len(found.reasons) == 5
+
+
+def test_key_file_and_software_are_level_zero_whatever_else_holds() -> None:
+    everything = {"pcrs": [7, 11, 15], "secure_boot": True, "uki": True, "disk_encrypted": True}
+    for facts in ({"software": True}, {"software": False, "key_file": True}):
+        found = levels.level(**facts, **everything)  # type: ignore[arg-type]
+        assert found.code == "T0"
+        assert found.next and found.reasons
+
+
 def test_pcrs_are_parsed_strictly() -> None:
     assert parser().parse_args(["init", "--pcrs", "11,7,7"]).pcrs == [7, 11]
     assert parser().parse_args(["init"]).pcrs is None
