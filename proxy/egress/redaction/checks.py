@@ -40,9 +40,9 @@ _CODE = re.compile(
     r"""[$@&*!]?[A-Za-z_][\w$]*(?:(?:\.|->|::|\?\.)[A-Za-z_][\w$]*)*(?:[(\[{].*|\?|!)?[;)}\]]*\Z"""
 )
 _VARIABLE = re.compile(r"[$%#@][({A-Za-z_]|\(|\{|required\b|optional\b|min:|max:")
-# A version, the name of a way to sign in or to hash, a path.
+# A version, a range, the name of a way to sign in or to hash, a path.
 _NO_PASSWORD = re.compile(
-    r"[v^~]?\d+(?:\.\d+)+\Z|(?:scram-)?(?:sha|md)-?\d{1,3}(?:-\d{3})?\Z|[):]{0,2}(?:/[a-z_.-]+)+/?\Z",
+    r"[v^~]?\d+(?:\.\d+)+\Z|\d{1,2}-\d{1,3}\Z|(?:scram-)?(?:sha|md)-?\d{1,3}(?:-\d{3})?\Z|[):]{0,2}(?:/[a-z_.-]+)+/?\Z",
     re.IGNORECASE,
 )
 _JOINT = re.compile(r"[-_'|+/&]")
@@ -123,7 +123,7 @@ def irregular(value: str) -> int:
 
 def token(value: str) -> int:
     """A value that looks random, and is long enough to tell: no name, path, version or date."""
-    if sample(value) or _INTEGRITY.match(value):
+    if not published(value) or _INTEGRITY.match(value):
         return 0
     runs = [run for run in _RUN.findall(value) if not (run.isdigit() or _DATED.match(run))]
     sizes = [len(run) for run in runs]
@@ -161,6 +161,17 @@ def password(value: str) -> int:
     return len(value) if not words.isalpha() or len(value) > 20 else 0
 
 
+def told(value: str) -> int:
+    """A password in a sentence, without the stop behind it: letters and digits, and no name."""
+    value = value.rstrip(".,;:?)")
+    digits = sum(c.isdigit() for c in value)
+    if not digits or len(value) < 7 or _NO_PASSWORD.match(value):
+        return 0
+    cases = not (value.islower() or value.isupper())
+    strange = any(c in "!@#$%^&*?+~" for c in value) or (digits > 1 and cases)
+    return password(value) if strange or token(value) else 0
+
+
 def user_and_password(value: str) -> int:
     """``user:password`` on a command line, one of them random enough."""
     user, _, secret = value.replace('"', "").replace("'", "").partition(":")
@@ -193,7 +204,7 @@ def base58(value: str) -> int:
 CHECKS: dict[str, Callable[[str], int]] = {
     check.__name__: check
     for check in (
-        published, jwt, jwt_in_base64, mixed, irregular, token, header, password, user_and_password,
-        base58,
+        published, jwt, jwt_in_base64, mixed, irregular, token, header, password, told,
+        user_and_password, base58,
     )
 }  # fmt: skip

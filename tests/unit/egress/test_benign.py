@@ -59,7 +59,24 @@ TEXTS = {
         docker run -it --rm -v $(PWD):/usr/src/app -u 1000:1000 node:20-alpine
         qemu: -vnc :0,password=on|off, -object secret,id=sec0,file=passwd.txt
         ''',
+    "placeholders": '''
+        api_key = "YOUR_API_KEY"; apiKey: "MY_SUPER_SECRET_KEY"; API_KEY=INSERT_YOUR_KEY_HERE_123
+        OPENAI_API_KEY=sk-... or sk-xxxxxxxxxxxxxxxxxxxxxxxx or sk-your-openai-api-key-goes-here
+        ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx, token: ghp_abcdefghijklmnopqrstuvwxyz0123456789
+        aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY
+        token: ${{ secrets.GITHUB_TOKEN }}; key={{ api_key }}; secret: !ref MySecret
+        api_key: 00000000-0000-0000-0000-000000000000 or 11111111-2222-3333-4444-555555555555
+        secret: 0123456789abcdef0123456789abcdef; token: abcdefghijklmnopqrstuvwxyz
+        token: fake_token_for_testing_1234; secret: "dummy-secret-42"; clientSecret: "my-client"
+        postgres://postgres:postgres@localhost/db amqp://guest:guest@localhost:5672 redis://:password@h
+        https://user:pass@a.example mongodb+srv://<username>:<password>@cluster0.a.example
+        curl -u user:password https://a.example; curl -H "Authorization: Bearer $TOKEN"
+        secret_key_base: <%= ENV["SECRET_KEY_BASE"] %>; Authorization: Bearer YOUR_ACCESS_TOKEN
+        Cookie: session=<your-session>; lang=en; mysql -u root -p mydb; sshpass -p $PASS ssh h
+        ''',
     "prose": '''
+        The password for this account is incorrect; passwords are stored as SHA-256 or argon2id.
+        The password is 8-16 characters long. Bearer token authentication is required by OAuth2.
         The secret is to ask early; the token of thanks is a task-oriented, risk-free disk-image.
         Her key argument: authentication without authorisation is a password is forgotten problem.
         Fantasia, Malaysia and the pattern of buccaneers. TODAYINASIAANYSACKOFRICEFELLOVER.
