@@ -86,13 +86,16 @@ def ask_vault(
 ) -> Any:
     """One verb of the vault: `keys.VERB`, or another by its whole name.
 
-    Where it needs the PIN, this is read, and the verb asked for again.
+    Where it needs the PIN, this is read, once for all verbs of one command, and the verb asked for
+    again.
     `secrets` by the names of their descriptors; `lent`: descriptors of the caller. Raises
     ControlError.
     """
-    secrets, number = dict(secrets or {}), getattr(arguments, "pin_fd", None)
-    if number is not None:
-        secrets["pin"] = read("PIN: ", number)
+    secrets = dict(secrets or {})
+    if getattr(arguments, "pin_fd", None) is not None:
+        arguments.pin, arguments.pin_fd = read("PIN: ", arguments.pin_fd), None
+    if (pin := getattr(arguments, "pin", None)) is not None:
+        secrets["pin"] = pin
     while True:
         try:
             return _ask(arguments, verb, values or {}, secrets, lent or {})
@@ -101,7 +104,7 @@ def ask_vault(
                 raise
             wanted = error
         try:
-            secrets["pin"] = typed("PIN of the vault: ")
+            secrets["pin"] = arguments.pin = typed("PIN of the vault: ")
         except ControlError:
             fix = "without a terminal: --pin-fd N"
             raise ControlError(wanted.code, str(wanted), fix, wanted.exit) from None

@@ -126,6 +126,36 @@ def test_a_pin_is_asked_for_only_where_it_is_needed(place):
     assert KEY not in said and "4711" not in said, "no echo"
 
 
+def test_predictions_given_by_hand_need_the_pin_once(place):
+    """A PIN on a descriptor can be read once; a second, empty one would count as a wrong one."""
+    approved, wanting = [], Refusing(place, needs_pin=True)
+
+    async def status(request: Request) -> object:
+        now = [{"pcr": 7, "now": "aa" * 32, "approved": True, "expected": ["aa" * 32]}]
+        return {"pcrs": now, "approvals": [{"pcr": {"7": value}} for value in approved]}
+
+    place.serve({"keys.status": status, "keys.approve": wanting})
+    command = [*place.run("--help").args[:-1], "keys", "approve", "--values", f"7={'cc' * 32}"]
+    reading, writing = os.pipe()
+    os.write(writing, b"123456")
+    os.close(writing)
+    done = subprocess.run(
+        [*command, "--pin-fd", str(reading), "--note", "by hand"],
+        pass_fds=[reading], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    os.close(reading)
+    assert (done.returncode, done.stdout) == (0, "approved for the next start: by hand\n")
+    prediction = b'{"7": "' + b"cc" * 32 + b'"}'
+    options = {"options": {"predict": True, "note": "by hand"}}
+    assert wanting.got == [("keys.approve", options, {"prediction": prediction, "pin": b"123456"})]
+    approved.append("cc" * 32)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and "approved already" in again.stdout
+    wrong = place.run("keys", "approve", "--values", f"11={'cc' * 32}")
+    assert wrong.returncode == exits.USAGE and "bound to PCRs [7]" in wrong.stderr
+    assert place.run("keys", "approve", "--values", "7=zz").returncode == exits.USAGE
+
+
 def test_the_code_goes_to_the_terminal_and_is_typed_back(place):
     async def make(request: Request) -> object:
         assert request.arguments["fds"] == ["code"]
