@@ -28,12 +28,13 @@ class KeyRing:
     endian. `value` gives a view into the mapping: copy it as late and as briefly as possible.
     """
 
-    __slots__ = ("_map", "_spans", "why_locked")
+    __slots__ = ("_map", "_sendable", "_spans", "why_locked")
 
     def __init__(self) -> None:
         self.why_locked = ""  # the vault's code, such as PCR_CHANGED, once it is known
         self._map: mmap.mmap | None = None
         self._spans: dict[str, tuple[int, int]] = {}
+        self._sendable: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self._spans)}>"
@@ -61,6 +62,9 @@ class KeyRing:
             secret.close()
             raise
         before, self._map, self._spans = self._map, secret, spans
+        self._sendable = frozenset(
+            name for name in spans if all(0x20 <= byte <= 0x7E for byte in self.value(name))
+        )
         if before is not None:
             before[:] = bytes(len(before))
             with contextlib.suppress(BufferError):  # a view still lives: unmapped with it
@@ -81,8 +85,8 @@ class KeyRing:
         return iter(self._spans)
 
     def sendable(self, name: str) -> bool:
-        """Whether the key may stand in a header: printable ASCII. KeyError as `value`."""
-        return all(0x20 <= byte <= 0x7E for byte in self.value(name))
+        """Whether the key may stand in a header: printable ASCII."""
+        return name in self._sendable
 
     def value(self, name: str) -> memoryview:
         """Return a view of the key called `name`; KeyError names it when it is not there."""
