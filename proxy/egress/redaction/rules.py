@@ -82,7 +82,8 @@ class Rule:
     group `secret` (or all of it) is masked. `keywords` (lower case) must stand in the match or up
     to 60 characters before it, and are what holds a stream back, in the way `hold` says. `grows`:
     an unfinished token at the hold-back's cap counts as a match. `match` and `clean` are examples
-    in the notation of `examples.py`. Not `ours`: this host's administrator wrote it.
+    in the notation of `examples.py`. `digits`: every value holds three digits in a row, with at most
+    one of " ./()-" between two. Not `ours`: this host's administrator wrote it.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Rule:
     generic: bool
     match: tuple[str, ...]
     clean: tuple[str, ...]
+    digits: bool
     ours: bool = True
 
     @property
@@ -122,7 +124,7 @@ _TYPES: dict[str, type] = {
     "id": str, "group": str, "severity": str, "why": str, "pattern": str, "trigger": str,
     "name": str, "value": str, "keywords": list, "caseless": bool, "check": str,
     "entropy": float, "hold": str, "left": str, "right": str, "body": str, "end": str,
-    "grows": bool, "generic": bool, "match": list, "clean": list,
+    "grows": bool, "generic": bool, "digits": bool, "match": list, "clean": list,
 }  # fmt: skip
 
 
@@ -220,6 +222,7 @@ def _rule(item: dict[str, Any], at: str, *, ours: bool) -> Rule:
         entropy=item.get("entropy", 0.0),
         hold=hold,
         bounded=item.get("left", "word") in ("word", "token"),
+        digits=item.get("digits", hold == "digits"),
         ours=ours,
         grows=item.get("grows", False),
         generic=item.get("generic", False),

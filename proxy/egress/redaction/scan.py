@@ -24,10 +24,14 @@ SHORTEST = 8
 # The name of a kind in a placeholder is no keyword.
 _MASKED = re.compile(r"\[redacted:[a-z0-9-]*\]|\A[a-z0-9:-]{0,40}\]")
 _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
-# Rules of bare digits match at so many places that they cost more than all others together. They
-# have a database of their own, which only sees what is near three digits with little in between.
-_DIGITS = r"[0-9][ ./()-]?[0-9][ ./()-]?[0-9]"
-_DIGITS_NEXT = re.compile(_DIGITS.encode("ascii")).search
+# Rules of digits match at so many places that they cost more than all others together. They have a
+# database of their own, which only sees what is near three digits with little in between. Where
+# these are is asked of the text's shape: digits as "0", what may be between as " ", all else as "x".
+_SHAPE = bytes(
+    ord("0" if chr(byte) in string.digits else " " if chr(byte) in " ./()-" else "x")
+    for byte in range(256)
+)
+_DIGITS_NEXT = re.compile(rb"0 ?0 ?0").search
 _BEFORE, _BEHIND = 160, 64  # bytes round such a place: a number, and its keyword before it
 _STRIDE = 512  # bytes that are taken with it unseen: where there is one, there are more
 _NUMBER = 64  # no number is longer
@@ -54,12 +58,9 @@ class Scanner:
         numbers: list[Expression] = []
         for number, rule in enumerate(book.rules):
             flags = hyperscan.HS_FLAG_CASELESS if rule.caseless else 0
-            (numbers if rule.hold == "digits" else main).append((number, rule.pattern, flags))
+            (numbers if rule.digits else main).append((number, rule.pattern, flags))
         for number, (gate, once) in enumerate(encodings.GATES, len(book.rules)):
             main.append((number, gate, hyperscan.HS_FLAG_SINGLEMATCH if once else 0))
-        self._digits = len(book.rules) + len(encodings.GATES)
-        if numbers:
-            main.append((self._digits, _DIGITS, hyperscan.HS_FLAG_SINGLEMATCH))
         ready = stored()
         self._numbers = Database(numbers, ready) if numbers else None
         self._main = Database(main, ready)
@@ -135,12 +136,10 @@ class Scanner:
     def _scan(self, text: str) -> tuple[list[Hit], Gates]:
         """Return (number of the rule, end of the match) of every match, and the open gates."""
         data = text.encode("utf-8", "surrogatepass")
-        raw = self._main.scan(data)
+        raw = self._main.scan(data) + self._near_digits(data)
         gates: Gates = {}
         if not raw:
             return raw, gates
-        if any(number == self._digits for number, _ in raw):
-            raw = [hit for hit in raw if hit[0] != self._digits] + self._near_digits(data)
         if len(data) != len(text):
             raw = _in_characters(data, raw)
         rules = len(self.book.rules)
@@ -154,16 +153,16 @@ class Scanner:
 
     def _near_digits(self, data: bytes) -> list[Hit]:
         """Return the matches of the rules of bare digits near any digits."""
+        if self._numbers is None:
+            return []
         windows: list[list[int]] = []
-        at = 0
-        while found := _DIGITS_NEXT(data, at):
+        shape, at = data.translate(_SHAPE), 0
+        while found := _DIGITS_NEXT(shape, at):
             start, at = found.start() - _BEFORE, found.start() + _STRIDE
             if windows and start <= windows[-1][1]:
                 windows[-1][1] = at + _BEHIND
             else:
                 windows.append([max(0, start), at + _BEHIND])
-        if self._numbers is None:
-            return []
         return [
             (number, start + end)
             for start, stop in windows

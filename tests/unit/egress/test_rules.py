@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -216,3 +217,12 @@ def test_own_rules_are_checked_before_they_are_used(
     assert check_rules([str(file)]) == 1
     assert "a: clean example 1 is masked" in capsys.readouterr().err
     assert check_rules([str(tmp_path / "absent.toml")]) == 1
+
+
+def test_rules_that_say_so_have_three_digits_in_a_row_in_every_example() -> None:
+    said = [rule for rule in BOOK.rules if rule.digits]
+    assert len(said) > 20
+    for rule in said:
+        for example in rule.match:
+            text, _ = examples.expand(example)
+            assert re.search(r"[0-9][ ./()-]?[0-9][ ./()-]?[0-9]", text), rule.id
