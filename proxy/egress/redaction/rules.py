@@ -82,8 +82,8 @@ class Rule:
     group `secret` (or all of it) is masked. `keywords` (lower case) must stand in the match or up
     to 60 characters before it, and are what holds a stream back, in the way `hold` says. `grows`:
     an unfinished token at the hold-back's cap counts as a match. `match` and `clean` are examples
-    in the notation of `examples.py`. `digits`: every value holds three digits in a row, with at most
-    one of " ./()-" between two. Not `ours`: this host's administrator wrote it.
+    in the notation of `examples.py`. `digits`: every value holds three digits in a row, with at
+    most one of " ./()-" between two. Not `ours`: this host's administrator wrote it.
     """
 
     id: str

@@ -26,7 +26,7 @@ _MASKED = re.compile(r"\[redacted:[a-z0-9-]*\]|\A[a-z0-9:-]{0,40}\]")
 _TOKEN = string.ascii_letters + string.digits + "_-.+/=%\\"
 # Rules of digits match at so many places that they cost more than all others together. They have a
 # database of their own, which only sees what is near three digits with little in between. Where
-# these are is asked of the text's shape: digits as "0", what may be between as " ", all else as "x".
+# these are is asked of the text's shape: digits as "0", what may be between as " ", the rest "x".
 _SHAPE = bytes(
     ord("0" if chr(byte) in string.digits else " " if chr(byte) in " ./()-" else "x")
     for byte in range(256)
