@@ -58,7 +58,8 @@ LIST is numbers separated by commas, or `none`. What each verb does:
   `rebind` binds to others, once the code is confirmed.
 - `recover` opens by the code, or by a recipient's private key in PEM, and enrols whatever TPM is
   there with fresh keys. Where no counter proves that the file is the newest it ends with
-  RECOVERY_STALE: show generation and date of `status`, ask, and say `--accept-stale`.
+  RECOVERY_STALE: show generation and date of `status`, ask, and say `--accept-stale`. A PIN is gone
+  afterwards.
 - A reading verb with `recovery` opens by the code and leaves everything as it is (a TPM in lockout
   or under repair).
 - `approve --predict` approves the PCR values in `prediction`, JSON {"7": "64 hex digits"} with

@@ -134,7 +134,8 @@ def approve(options: argparse.Namespace, descriptors: Descriptors) -> None:
         if sealed is None:
             raise VaultError(Fault.PREDICTION, "a key file is bound to nothing")
         if not options.predict:
-            now = dataclasses.replace(sealed.approvals[0], note=options.note or "approved")
+            values = sealed.approvals[0].pcr
+            now = approvals.unsigned(options.note or "approved", approvals.CURRENT, values)
             _change_approvals(found, sealed, (now,))
             return
         with typed(descriptors.number("prediction"), approvals.PREDICTION_MAX) as raw:

@@ -14,7 +14,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+try:
+    from cryptography.hazmat.decrepit.ciphers.modes import CFB
+except ImportError:  # Debian 12's 38.0 has it where it always was
+    from cryptography.hazmat.primitives.ciphers.modes import CFB
 
 from . import crypto
 from .commands import DECRYPT, ENCRYPT, SHA256, sized
@@ -184,7 +189,7 @@ class Session:
             raise ValueError("the first parameter is cut short")
         made = kdfa(key, b"CFB", newer, older, 256)
         frozen = bytes(made[:16])
-        cipher: Any = Cipher(algorithms.AES(frozen), modes.CFB(bytes(made[16:])))
+        cipher: Any = Cipher(algorithms.AES(frozen), CFB(bytes(made[16:])))
         stream = cipher.encryptor() if encrypt else cipher.decryptor()
         out = bytearray(size + 15)
         try:

@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 
 from .document import FILE_MAX
@@ -23,21 +24,27 @@ _NEW = "vault.json.new"
 _KEY_FILE = re.compile(r"vault\.[0-9a-f]{16}\.key")
 
 
+PATIENCE = 3.0  # seconds; a verb takes less than one
+_PAUSE = 0.02
+
+
 @contextlib.contextmanager
 def locked(directory: str, *, write: bool) -> Iterator[int]:
     """The directory's descriptor, locked for this process (shared unless `write`).
 
-    Raises VAULT_BUSY at once if another process holds it, VAULT_UNWRITABLE if it cannot be opened.
+    Raises VAULT_BUSY if another process does not let go of it, VAULT_UNWRITABLE if it cannot be
+    opened.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise VaultError(Fault.VAULT_UNWRITABLE, _reason(error)) from error
     try:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_EX if write else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise VaultError(Fault.VAULT_BUSY) from error
+        until = time.monotonic() + PATIENCE
+        while not _try_lock(fd, fcntl.LOCK_EX if write else fcntl.LOCK_SH):
+            if time.monotonic() > until:
+                raise VaultError(Fault.VAULT_BUSY)
+            time.sleep(_PAUSE)
         yield fd
     finally:
         os.close(fd)
@@ -45,8 +52,12 @@ def locked(directory: str, *, write: bool) -> Iterator[int]:
 
 def lock_alone(directory: int) -> bool:
     """Make a shared lock exclusive if nobody else reads. On False no lock may be left at all."""
+    return _try_lock(directory, fcntl.LOCK_EX)
+
+
+def _try_lock(fd: int, kind: int) -> bool:
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -173,7 +173,9 @@ def commit(directory: int, header: Header, kept: Sealing, plain: bytearray) -> H
         data = crypto.seal(data_key, nonce, plain, authenticated)
     finally:
         crypto.wipe(vmk, data_key)
-    store.commit(directory, Document(header, nonce, data, authenticated).to_bytes())
+    raw = Document(header, nonce, data, authenticated).to_bytes()
+    document.parse(raw)  # what could not be read again is not written
+    store.commit(directory, raw)
     kept.committed(header)
     store.remove_keys(directory, header.file.kid if header.file else None)
     return header

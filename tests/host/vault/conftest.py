@@ -92,6 +92,13 @@ def vault(ready: Helper, helper: Helper) -> Helper:
     return helper
 
 
+@pytest.fixture(params=["raw", "esapi"])
+def either(request: pytest.FixtureRequest, vault: Helper) -> Helper:
+    """A vault whose helper speaks to the TPM in either way."""
+    vault.backend = request.param
+    return vault
+
+
 @pytest.fixture
 def recorder(tmp_path: Path, tpm: Swtpm) -> Iterator[Recorder]:
     relay = Recorder(tpm, tmp_path / "bus")

@@ -20,7 +20,8 @@ from typing import Any
 from supervisor.vault.errors import Fault, fault_of
 
 ROOT = Path(__file__).resolve().parents[3]
-PYTHON = "/usr/bin/python3"
+# Another interpreter may bring another tpm2-pytss: 3.0.0 was tried, built against libtss2 3.2.1.
+PYTHON = os.environ.get("ANCHORHOLD_VAULT_PYTHON", "/usr/bin/python3")
 DRIVER = Path(__file__).with_name("driver.py")
 
 

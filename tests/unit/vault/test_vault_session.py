@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 from hypothesis import given
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from supervisor.vault.commands import DECRYPT, ENCRYPT, Entity, TpmError, sized
 from supervisor.vault.errors import Fault, VaultError
 from supervisor.vault.raw import RawCommands
-from supervisor.vault.session import Session, kdfa, kdfe, salt
+from supervisor.vault.session import CFB, Session, kdfa, kdfe, salt
 
 
 @given(st.binary(min_size=1, max_size=64), st.binary(max_size=32), st.binary(max_size=32))
@@ -93,7 +93,7 @@ class Peer:
     def answer(self, code: int, caller: bytes, parameters: bytes) -> tuple[bytearray, bytes]:
         self.nonce = hashlib.sha256(self.nonce).digest()
         made = kdfa(self.key, b"CFB", self.nonce, caller, 256)
-        cfb = modes.CFB(bytes(made[16:]))
+        cfb = CFB(bytes(made[16:]))
         stream = Cipher(algorithms.AES(bytes(made[:16])), cfb).encryptor()
         sealed = parameters[:2] + stream.update(parameters[2:])
         digest = hashlib.sha256(struct.pack("!II", 0, code) + sealed).digest()

@@ -118,7 +118,10 @@ def test_only_a_small_regular_file_is_read(tmp_path: Path) -> None:
         assert len(store.read(fd)) == FILE_MAX
 
 
-def test_lock_is_exclusive_for_writers_only(tmp_path: Path) -> None:
+def test_lock_is_exclusive_for_writers_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0)
     with store.locked(str(tmp_path), write=False), store.locked(str(tmp_path), write=False):
         with pytest.raises(VaultError) as caught, store.locked(str(tmp_path), write=True):
             pass
