@@ -76,7 +76,7 @@ _INLINE = re.compile(
     r"|\\+(?:u\{(?P<brace>[0-9A-Fa-f]{1,6})\}|[uU](?:0000)?(?P<four>[0-9A-Fa-f]{4})"
     r"|x(?P<two>[0-9A-Fa-f]{2})|(?P<octal>[0-3][0-7]{2})|(?P<letter>[nrtbfvae])"
     r"|(?P<itself>[^\sA-Za-z0-9\\])|\r?\n)"
-    r"|=(?P<printed>[2-7][0-9A-F]|00)|=\r?\n"
+    r"|=(?P<printed>[2-7][0-9A-F]|0[09AD])|=\r?\n"
     r"|\x1b(?:\[[0-?]*[A-Za-z]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\^_]|(?![\[\]@-Z\\^_]))"
     r"|\*{2,3}|(?<=[\w./+=-])(?:\*|`{1,3}|~~)(?=[\w./+=-])"
     r"|(?<=[\w.-])(?:<(?:!--[^<>]{0,80}--|/?[a-z][a-z0-9]{0,9}(?: [^<>]{0,80})?/?)>)+"
@@ -90,12 +90,12 @@ _KAERB = r"(?:[ \t>]{0,8}\n\r?)?"  # the same, backwards
 _ON = re.compile(f"(?:{_BREAK}[{_FIRST}]{_BREAK}[{_SECOND}]{_BREAK}[{_THIRD}]{_BREAK}[{_ANY}])*")
 _TAIL = re.compile(f"{_BREAK}[{_FIRST}]{_BREAK}[{_SECOND}](?:{_BREAK}[{_THIRD}])?(?![{_ANY}])")
 _REST = re.compile(rf"(?:[ \t>\r\n]{{0,9}}[{_ANY}]){{0,3}}(?:\r?\n?[ \t>]{{0,8}})?\Z")
-_HEX_REST = re.compile(r"[ ,:;\r\n-]{0,2}(?:0x?|\\x?)?[2-7]?\Z")
+_HEX_REST = re.compile(r"[ ,:;\r\n-]{0,2}(?:0x?|\\x?)?[02-7]?\Z")
 _PADDING = re.compile("={0,2}")
 _BACK = re.compile(f"(?:[{_ANY}]{_KAERB}[{_THIRD}]{_KAERB}[{_SECOND}]{_KAERB}[{_FIRST}]{_KAERB})+")
-_HEX_BACK = re.compile(r"(?:(?:[ ,:;-]{0,2}|\n\r?)[0-9A-Fa-f][2-7](?:x0|x\\)?)+")
-_HEX_PAIR = re.compile(r"(?:0x|\\x)?([2-7][0-9A-Fa-f])")
-_HEX_ON = re.compile(r"(?:(?:[ ,:;-]{0,2}|\r?\n)(?:0x|\\x)?[2-7][0-9A-Fa-f])*")
+_HEX_BACK = re.compile(r"(?:(?:[ ,:;-]{0,2}|\n\r?)(?:[0-9A-Fa-f][2-7]|[9AaDd]0)(?:x0|x\\)?)+")
+_HEX_PAIR = re.compile(r"(?:0x|\\x)?([2-7][0-9A-Fa-f]|0[9AaDd])")
+_HEX_ON = re.compile(r"(?:(?:[ ,:;-]{0,2}|\r?\n)(?:0x|\\x)?(?:[2-7][0-9A-Fa-f]|0[9AaDd]))*")
 _PACK = re.compile(rf"(?<![{_ANY}]){_PACKED}(?:{_BREAK}[{_ANY}])*={{0,2}}")
 _RUN_BACK = re.compile(f"[{_ANY}]*")
 _WIDES = re.compile(rf"(?:{_WIDE})(?:{_BREAK}[{_ANY}])*={{0,2}}")

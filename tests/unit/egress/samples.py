@@ -60,6 +60,7 @@ IN_CONTEXT = [
     ("password", "The password is {} today", draw(12) + "!"),
     ("named-secret", 'api_key = "{}";', draw(32)),
     ("authorization-header", "curl -H 'Authorization: Bearer {}'", draw(40)),
+    ("named-secret", "<accessToken>\n    {}\n</accessToken>", draw(30)),
     ("telegram-bot-token", "bot 123456789:{} x", "AA" + draw(33)),
     (
         "slack-webhook",
