@@ -73,6 +73,8 @@ def corpus(scanner: Scanner, treatment: Treatment, path: str) -> list[Figure]:
         return 100 * sum(map(stopped, texts)) / len(texts)
 
     figures = [Figure(f"corpus: {side} found", share(texts), "%") for side, texts in sides.items()]
+    wrong = sorted(set(sides["negatives"]) - set(sides["positives"]))  # one kind's may be another's
+    figures.append(Figure("corpus: negatives found that no kind has", share(wrong), "%"))
     known = [text for text in sides["positives"] if scanner.find(text, treatment)]
     sample = known[:: max(1, len(known) // SAMPLE)]
     for name, disguise in EVASIONS.items():

@@ -61,6 +61,18 @@ def _no_stream_lets_a_secret_through(case: tuple[str, str, str, list[int]]) -> N
         assert hidden not in passed
 
 
+def _glue_hides_no_secret(case: tuple[str, str, str, list[int]]) -> None:
+    glue, secret, form, cuts = case
+    hidden = EVASIONS[form](glue + secret) if form else glue + secret
+    text = f"see {hidden} now"
+    with contextlib.suppress(ScanFailed):
+        channel = Channel(_masker(), _HOLD)
+        streamed = "".join(map(channel.feed, _pieces(text, cuts))) + channel.flush()
+        for masked in (_masker().text(text), streamed):
+            assert "[REDACTED:" in masked
+            assert hidden not in masked and secret not in masked
+
+
 def _masking_twice_is_masking_once(text: str) -> None:
     with contextlib.suppress(ScanFailed):
         once = _masker().text(text)
@@ -120,6 +132,8 @@ _event = st.one_of(_deltas, _values).map(lambda value: b"data: " + json.dumps(va
 _stream = st.lists(
     st.one_of(_event, st.binary(max_size=20), st.just(b"data: [DONE]")), max_size=8
 ).map(b"\n\n".join)
+# Without vowels: "task-" and "disk-" are words.
+_glue = st.text("bkxQZ079_", max_size=8)
 _hidden = st.builds(
     lambda secret, form: EVASIONS[form](secret), _secrets, st.sampled_from(sorted(EVASIONS))
 )
@@ -128,6 +142,10 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "no stream lets a secret through": (
         st.tuples(_noise, _hidden, _noise, _cuts),
         _no_stream_lets_a_secret_through,
+    ),
+    "glue hides no secret": (
+        st.tuples(_glue, _secrets, st.sampled_from(["", *sorted(EVASIONS)]), _cuts),
+        _glue_hides_no_secret,
     ),
     "masking twice is masking once": (
         st.builds(lambda *parts: " ".join(parts), _noise, _hidden, _noise),
