@@ -61,6 +61,9 @@ class Root:
 
 def empty_root(stage: str) -> Root:
     """A fresh tmpfs with nothing but /proc, on the directory `stage`. Raises OSError."""
+    # systemd shares the host's mounts with whoever copies them: nothing of ours may get back there.
+    # Later mounts of the host still come in, since it is not known yet what will be bound.
+    syscalls.mount("", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     tree = syscalls.new_filesystem(
         "tmpfs",
         {"mode": "0755", "size": "1m", "nr_inodes": "4096"},

@@ -25,7 +25,7 @@ CALLS = {
     "process group and keyring": ("setpgid", "keyctl"),
     "cgroup namespace and loopback": ("unshare", "socket", "ioctl"),
     "memory and core files": ("openat",),
-    "empty root": ("fsopen", "fsconfig", "fsmount", "move_mount", "openat", "mkdirat"),
+    "empty root": ("mount", "fsopen", "fsconfig", "fsmount", "move_mount", "openat", "mkdirat"),
     "host name": ("sethostname",),
     "resource limits": ("prlimit64",),
     "mount propagation": ("mount",),

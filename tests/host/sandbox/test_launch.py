@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -218,3 +220,12 @@ def test_inherited_signal_settings_do_not_reach_the_workload(cell: Cell) -> None
     assert (fields["SigIgn"], fields["SigBlk"]) == ("0" * 16, "0" * 16)
     cell.launcher.abort(running.cell)
     assert wait_until_gone(running.pid)
+
+
+def test_no_mount_of_a_cell_gets_back_to_a_host_that_shares_its_mounts() -> None:
+    """As systemd has it; the launcher may have been started in the host's own namespace."""
+    one = "tests/host/sandbox/test_hostile_paths.py::test_a_link_is_the_source_of_no_mount"
+    shared = ("unshare", "--mount", "--propagation", "shared")
+    command = [*shared, sys.executable, "-m", "pytest", "-q", one]  # it looks at its own mounts
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
