@@ -79,7 +79,11 @@ def test_everything_is_roots_and_only_root_changes_it(debs: dict[str, Deb]) -> N
             assert member.mode & 0o444 == 0o444, name
     programs = [n for n, m in debs["anchorhold"].members.items() if m.isfile() and m.mode & 0o111]
     # Debian's own hook recompiles root's modules when the interpreter changes.
-    assert programs == [f"{APP}/bin/anchorhold", "usr/share/python3/runtime.d/anchorhold.rtupdate"]
+    recompiles = "usr/share/python3/runtime.d/anchorhold.rtupdate"
+    assert programs == ["usr/lib/anchorhold/after-update", f"{APP}/bin/anchorhold", recompiles]
+    assert (
+        f"/{programs[0]}".encode() in debs["anchorhold"].contents["etc/apt/apt.conf.d/60anchorhold"]
+    )
 
 
 def test_no_place_of_the_builder_is_named(debs: dict[str, Deb]) -> None:
