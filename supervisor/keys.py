@@ -112,7 +112,7 @@ class Keys:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             code = await self._one_shot(HELPER, line, {**(fds or {}), "result": writing})
-            said = b"" if code else os.read(reading, _RESULT_MAX)
+            said = b"" if code else _said(reading)
         finally:
             os.close(reading)
             os.close(writing)
@@ -146,6 +146,14 @@ class Keys:
     def _check(code: int) -> None:
         if fault := fault_of(code):
             raise VaultRefused(fault)
+
+
+def _said(pipe: int) -> bytes:
+    """What the helper, which has ended, left in the pipe."""
+    try:
+        return os.read(pipe, _RESULT_MAX)
+    except BlockingIOError:
+        return b""
 
 
 def public_keys(status: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -121,3 +121,25 @@ def test_removing_keeps_the_vault_and_purging_does_not(run: Run) -> None:
     ok(run("test -s /etc/hostname"))
     after = ok(run("find / -xdev -name '*anchorhold*' ! -path '/packages/*' | sort"))
     assert after == before
+
+
+def test_apt_calls_the_hook_and_goes_on_whatever_it_says(run: Run) -> None:
+    # Unpacked only: apt wants every dependency of what is installed, and no network is here.
+    ok(run("for deb in /packages/anchorhold_*.deb; do dpkg-deb --extract $deb /; done"))
+    program = 'echo "$*" >>/called; echo "anchorhold: not predicted: PCR 7" >&2; exit 1'
+    ok(run(f"rm /usr/bin/anchorhold; printf '#!/bin/sh\\n%s\\n' '{program}' >/usr/bin/anchorhold"))
+    ok(run("chmod 755 /usr/bin/anchorhold"))
+    control = (
+        "Package: some-kernel\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@y.invalid>\\n"
+    )
+    ok(run(f"mkdir -p /d/DEBIAN && printf '{control}Description: x\\n' >/d/DEBIAN/control"))
+    ok(run("dpkg-deb --build /d /d.deb"))
+    said = ok(run("apt-get --yes --no-download install /d.deb"))
+    assert "not predicted: PCR 7" in said and "recovery code" in said
+    assert ok(run("cat /called")) == "keys approve --predict"
+    assert "install ok installed" in ok(
+        run("dpkg-query --show --showformat '${Status}' some-kernel")
+    )
+    # Of a package that was removed the hook stays, as all of /etc does, and does nothing.
+    ok(run("rm /usr/lib/anchorhold/after-update"))
+    assert "PCR 7" not in ok(run("apt-get --yes --no-download remove some-kernel"))
