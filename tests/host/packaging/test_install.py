@@ -124,10 +124,12 @@ def test_removing_keeps_the_vault_and_purging_does_not(run: Run) -> None:
 
 
 def test_apt_calls_the_hook_and_goes_on_whatever_it_says(run: Run) -> None:
-    # Unpacked only: apt wants every dependency of what is installed, and no network is here.
-    ok(run("for deb in /packages/anchorhold_*.deb; do dpkg-deb --extract $deb /; done"))
+    # Two files of it only: apt wants every dependency of what is installed, and has no network here.
+    ok(run("for deb in /packages/anchorhold_*.deb; do dpkg-deb --extract $deb /unpacked; done"))
+    for name in ("/usr/lib/anchorhold/after-update", "/etc/apt/apt.conf.d/60anchorhold"):
+        ok(run(f"install -D --mode 755 /unpacked{name} {name}"))
     program = 'echo "$*" >>/called; echo "anchorhold: not predicted: PCR 7" >&2; exit 1'
-    ok(run(f"rm /usr/bin/anchorhold; printf '#!/bin/sh\\n%s\\n' '{program}' >/usr/bin/anchorhold"))
+    ok(run(f"printf '#!/bin/sh\\n%s\\n' '{program}' >/usr/bin/anchorhold"))
     ok(run("chmod 755 /usr/bin/anchorhold"))
     control = (
         "Package: some-kernel\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@y.invalid>\\n"
