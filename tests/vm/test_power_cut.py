@@ -134,11 +134,13 @@ class Cuts:
         assert self._generation() > seen.commits
         status = json.loads(run("anchorhold status --json", timeout=120).stdout)
         assert status["degraded"] == [] and status["state"] == "running", status["degraded"]
-        found = run(f"find {self.mounted()} -name workflows.sqlite", timeout=120).stdout.split()
+        # SQLite resolves the link /proc/PID/root, and would look where no image is mounted.
+        inside = f"nsenter --target {self._supervisor()} --mount"
+        found = run(f"{inside} find {STATE} -name workflows.sqlite", timeout=120).stdout.split()
         assert found
         for path in found:
-            checked = run(["/usr/bin/python3", "-c", JOURNAL.format(path)], timeout=120)
-            assert checked.stdout == "ok\n"
+            command = [*inside.split(), "/usr/bin/python3", "-c", JOURNAL.format(path)]
+            assert run(command, timeout=120).stdout == "ok\n"
         deadline = time.monotonic() + START
         while len(self.acknowledged().answered) == before:
             assert time.monotonic() < deadline, run("journalctl -u load | tail -20").stdout
@@ -146,8 +148,10 @@ class Cuts:
 
     def mounted(self) -> str:
         """The state directory as the supervisor sees it, with the images mounted in it."""
-        pid = self.machine.run("systemctl show -P MainPID anchorhold").stdout.strip()
-        return f"/proc/{pid}/root{STATE}"
+        return f"/proc/{self._supervisor()}/root{STATE}"
+
+    def _supervisor(self) -> str:
+        return self.machine.run("systemctl show -P MainPID anchorhold").stdout.strip()
 
     def _generation(self) -> int:
         find = f"find {self.mounted()} -name vault.json"

@@ -328,4 +328,5 @@ def test_usage() -> None:
         [sys.executable, "-I", str(ROOT / "proxy"), "sideways"],
         capture_output=True, text=True, timeout=20, check=False, env=os.environ | {},
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "usage: python3 -I <app>/proxy egress|ingress\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python3 -I <app>/proxy egress|ingress|")
