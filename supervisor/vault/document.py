@@ -239,7 +239,7 @@ def _parse_trusted(value: Any) -> Trusted:
 
 def _parse_pin(value: Any) -> Pin:
     fields = Fields(value, "header.pin.", {"salt", "log_n"})
-    return Pin(salt=fields.binary("salt", 16, 16), log_n=fields.integer("log_n", 14, 17))
+    return Pin(salt=fields.binary("salt", 16, 16), log_n=fields.integer("log_n", 14, 16))
 
 
 def _parse_recipient(value: Any) -> Recipient:

@@ -156,13 +156,11 @@ def _fresh(
     new_pin: bytearray | None = None,
 ) -> Result:
     """Everything that seals made anew: KEK, K_pol, sealed object, counter."""
-    sealed = found.header.tpm
-    if tpm is None:
-        boot = None
-    elif sealed is None:
-        boot = _boot(tpm, options, (), _wanted(options), "rotated")
+    sealed, kept = found.header.tpm, found.sealing
+    if sealed and kept and kept.key:
+        boot: Boot | None = Boot(kept.key, sealed.pcrs, sealed.wanted, sealed.approvals)
     else:
-        boot = Boot(sealed.pcrs, sealed.wanted, sealed.approvals)
+        boot = _boot(tpm, options, (), _wanted(options), "rotated")
     header = vault.reenrol(found, found.header, tpm=tpm, boot=boot, pin=new_pin)
     return views.whole(header, tpm, options)
 

@@ -87,8 +87,9 @@ def _wrapping(kek: bytearray, stretched: pin.Stretched | None) -> bytearray:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """The boot states that an enrolment is for: bound PCRs, wanted PCRs, approvals unsigned."""
+    """What an enrolment is for: storage root key, bound and wanted PCRs, approvals unsigned."""
 
+    key: Entity
     pcrs: tuple[int, ...]
     wanted: tuple[int, ...]
     approvals: tuple[Approval, ...]
@@ -99,16 +100,17 @@ def boot_now(tpm: Tpm, key: Entity, pcrs: Sequence[int], wanted: Sequence[int], 
     pcrs = tuple(sorted(set(pcrs)))
     values = tpm.read_pcrs(pcrs, key, software=tpm.facts().software)
     now = approvals.unsigned(note, approvals.CURRENT, values)
-    return Boot(pcrs, tuple(sorted(set(wanted))), (now,))
+    return Boot(key, pcrs, tuple(sorted(set(wanted))), (now,))
 
 
 def enrol(
-    tpm: Tpm, key: Entity, header: Header, boot: Boot, new_pin: bytearray | None
+    tpm: Tpm, header: Header, boot: Boot, new_pin: bytearray | None
 ) -> tuple[Sealing, Header]:
     """Fresh KEK, K_pol, sealed object and counter: what the next commit of `header` writes.
 
     Raises NV_FULL, NV_TAMPERED, OWNER_AUTH_SET.
     """
+    key = boot.key  # whose name was compared, and that is not asked for again
     signer, point = policy.new_key()
     kek = crypto.random_key()
     scalar = bytearray(signer.private_numbers().private_value.to_bytes(PAYLOAD - len(kek), "big"))

@@ -189,8 +189,7 @@ def _enrolled(
     if tpm is None or boot is None:
         kept, made = sealing.enrol_file(opened.directory, header)
     else:
-        key = tpm.storage_key()
-        kept, made = sealing.enrol(tpm, key, header, boot, pin)
+        kept, made = sealing.enrol(tpm, header, boot, pin)
     try:
         yield kept, made
     except VaultError as error:
@@ -227,12 +226,13 @@ def change(
     A file of version 1 gets a rollback counter (and with it all else that is sealed) on this way.
     """
     header = header or opened.header
-    if opened.sealing is None:
+    kept = opened.sealing
+    if kept is None:
         raise VaultError(Fault.INTERNAL, "a vault opened by a recovery key cannot be changed")
-    if header.tpm and header.tpm.nv is None:
-        boot = Boot(header.tpm.pcrs, header.tpm.wanted, header.tpm.approvals)
-        return reenrol(opened, header, tpm=opened.sealing.tpm, boot=boot, values=values)
-    return _write(opened, header, opened.sealing, values)
+    if header.tpm and header.tpm.nv is None and kept.key:
+        boot = Boot(kept.key, header.tpm.pcrs, header.tpm.wanted, header.tpm.approvals)
+        return reenrol(opened, header, tpm=kept.tpm, boot=boot, values=values)
+    return _write(opened, header, kept, values)
 
 
 def _write(

@@ -1,10 +1,11 @@
 """Steps on the vault's own code that no verb offers. Run: driver.py APP TPM STEP [ARGUMENT...].
 
-`kek DIR` prints the sealed payload of a test's vault. `software DIR refuse|allow` makes one on a
-software TPM that nobody chose by `--tpm socket:`. `clock DIR` prints the milliseconds of five
+`kek DIR` prints the sealed payload of a test's vault, `forget DIR` undefines its counters.
+`software DIR refuse|allow` makes one on a software TPM that nobody chose by `--tpm socket:`.
+`clock DIR` prints the milliseconds of five
 unseals on one connection. `blind DIR BACKEND` and `forge DIR BACKEND` unseal without our own
 checks. `plain-auth HEX` creates an object with that authorisation value in clear.
-`seal plain|BACKEND` seals and unseals a known payload.
+`seal plain|unsalted|BACKEND` seals and unseals a known payload.
 `hold clean|leaky DIR ARGUMENTS...` runs a verb and then waits, so that its memory can be searched
 (leaky: with one copy of each value kept, the search's positive control). `serve` runs many verbs.
 """
@@ -26,13 +27,15 @@ from supervisor.vault import (
     handover,
     helper,
     policy,
+    raw,
     sealing,
+    session,
     store,
     tpm,
     vault,
     verbs,
 )
-from supervisor.vault.commands import TpmError
+from supervisor.vault.commands import Entity, TpmError
 from supervisor.vault.errors import VaultError
 from supervisor.vault.header import Approval, SealedTo
 
@@ -55,7 +58,10 @@ def kek(directory: str) -> None:
 
 
 def seal(kind: str) -> None:
-    with tpm.connected(WHERE, "esapi" if kind == "plain" else kind) as device:
+    if kind == "unsalted":
+        _salt_no_more()
+    backend = {"plain": "esapi", "unsalted": "raw"}.get(kind, kind)
+    with tpm.connected(WHERE, backend) as device:
         key = device.ensure_storage_key(None)
         if kind == "plain":
             _seal_plainly(device.commands._esys, key)
@@ -73,6 +79,21 @@ def seal(kind: str) -> None:
         assert out == PAYLOAD
 
 
+def _salt_no_more() -> None:
+    """What the vault must never do either: encrypted sessions without a salt, so without a key."""
+    salted = raw.RawCommands.session
+
+    class Keyless(session.Session):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            self._key = bytearray()
+
+    nobody = Entity(0x40000007, b"")
+    raw.salt = lambda public: (bytearray(), b"")
+    raw.Session = Keyless
+    raw.RawCommands.session = lambda self, key, *rest: salted(self, nobody, *rest)
+
+
 def _seal_plainly(esys: object, key: object) -> None:
     """What the vault must never do: password sessions, everything in clear."""
     from tpm2_pytss.types import TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TPMS_SENSITIVE_CREATE
@@ -85,6 +106,13 @@ def _seal_plainly(esys: object, key: object) -> None:
         assert bytes(esys.unseal(handle)) == bytes(PAYLOAD)
     finally:
         esys.flush_context(handle)
+
+
+def forget(directory: str) -> None:
+    """Undefine the counters of a test's vault."""
+    with store.locked(directory, write=True) as fd, tpm.connected(WHERE) as device:
+        for index in counter.handles(vault.load(fd).header.id):
+            counter.discard(device, index)
 
 
 def plain_auth(auth: str) -> None:
@@ -256,6 +284,7 @@ STEPS = {
     "seal": seal,
     "software": software,
     "plain-auth": plain_auth,
+    "forget": forget,
     "blind": blind,
     "forge": forge,
     "clock": clock,

@@ -184,8 +184,10 @@ def test_kernel_without_secret_memory_is_refused_unless_waived(
     os.close(fd)
 
 
-def test_works_where_writable_code_is_refused(stored: Helper, proxy: Proxy) -> None:
+@pytest.mark.parametrize("backend", ["raw", "esapi"])
+def test_works_where_writable_code_is_refused(stored: Helper, proxy: Proxy, backend: str) -> None:
     """The sandbox refuses W+X memory; closures of libffi must still work there."""
+    stored.backend = backend
     assert unlock(stored, proxy, wrap=(*FILTERED, "no-wx")).code == 0
     assert proxy.keys()["practice"] == VALUE
 
@@ -222,32 +224,76 @@ def count_in_memory(pid: int, needle: bytes) -> int:
     return found
 
 
-def hold(kind: str, helper: Helper, proxy: Proxy) -> subprocess.Popen[bytes]:
-    """A process that ran `unlock` with the vault's own code and is still there."""
-    renumber = "import os,sys; os.dup2(int(sys.argv[1]), 3); os.execv(sys.argv[2], sys.argv[2:])"
-    fd = fcntl.fcntl(proxy.theirs.fileno(), fcntl.F_DUPFD, 100)
+def hold(kind: str, helper: Helper, *arguments: str, **descriptors: int) -> subprocess.Popen[bytes]:
+    """A process that ran a verb with the vault's own code and is still there."""
+    renumber = (
+        "import os,sys\nn = int(sys.argv[1])\n"
+        "for i in range(n): os.dup2(int(sys.argv[2 + i]), 3 + i)\n"
+        "os.execv(sys.argv[2 + n], sys.argv[2 + n:])"
+    )
+    fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in descriptors.values()]
     held = subprocess.Popen(
         [
-            *(PYTHON, "-c", renumber, str(fd), PYTHON, "-I", str(DRIVER), str(helper.app)),
-            *(helper.where, "hold", kind, str(helper.state), "unlock"),
+            *(PYTHON, "-c", renumber, str(len(fds)), *map(str, fds)),
+            *(PYTHON, "-I", str(DRIVER), str(helper.app), helper.where),
+            *("hold", kind, str(helper.state), *arguments, "--backend", helper.backend),
         ],
-        pass_fds=[fd],
-        env={"LISTEN_FDS": "1", "LISTEN_FDNAMES": "handover"},
+        pass_fds=fds,
+        env={"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(descriptors)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    os.close(fd)
+    for fd in fds:
+        os.close(fd)
     assert held.stdout is not None
     assert held.stdout.readline() == b"ready\n"
     return held
 
 
+def piped(data: bytes) -> int:
+    """The reading end of a pipe that holds `data`."""
+    read, write = os.pipe()
+    os.write(write, data)
+    os.close(write)
+    return read
+
+
+@pytest.mark.parametrize("verb", ["set", "rotate", "recover", "pin-set", "confirm-recovery"])
+def test_writing_verbs_keep_no_copy_either(stored: Helper, verb: str) -> None:
+    """Of the keys, of what was sealed before and after, of the PIN, of the recovery code."""
+    pin, new = b"correct horse battery", b"sk-another-" + os.urandom(16).hex().encode()
+    payloads = [bytes.fromhex(stored.driver("kek", str(stored.state)).stdout.decode())]
+    given = {"set": new, "pin-set": pin, "rotate": b""}.get(verb, stored.code)
+    arguments = {"set": ["set", "other"], "pin-set": ["pin-set", "--allow-pin-reset"]}
+    secret, null = piped(given), os.open(os.devnull, os.O_WRONLY)
+    running = hold("clean", stored, *arguments.get(verb, [verb]), secret=secret, result=null)
+    os.close(secret)
+    os.close(null)
+    try:
+        if verb != "pin-set":
+            payloads.append(bytes.fromhex(stored.driver("kek", str(stored.state)).stdout.decode()))
+        letters = stored.code.strip()
+        secrets = [VALUE, new, pin, letters, letters.replace(b"-", b"")]
+        for payload in payloads:
+            assert len(payload) == 64
+            secrets += [payload[:32], payload[32:]]
+        assert [count_in_memory(running.pid, secret) for secret in secrets] == [0] * len(secrets)
+        assert count_in_memory(running.pid, b"PolicyAuthValue") > 0  # the search does search
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.parametrize("backend", ["raw", "esapi"])
 @pytest.mark.parametrize("kind", ["clean", "leaky"])
-def test_helper_keeps_no_copy_after_the_hand_over(stored: Helper, proxy: Proxy, kind: str) -> None:
+def test_helper_keeps_no_copy_after_the_hand_over(
+    stored: Helper, proxy: Proxy, kind: str, backend: str
+) -> None:
     """Its own memory is searched from outside; `leaky` proves that the search finds a copy."""
+    stored.backend = backend
     kek = bytes.fromhex(stored.driver("kek", str(stored.state)).stdout.decode())
     assert len(kek) == 64
-    helper = hold(kind, stored, proxy)
+    helper = hold(kind, stored, "unlock", handover=proxy.theirs.fileno())
     try:
         assert proxy.keys()["practice"] == VALUE
         assert count_in_memory(helper.pid, kek[:32]) == 0
@@ -284,7 +330,7 @@ def test_cost_of_an_unlock(
     for _ in range(5):
         seconds.append(unlock(stored, proxy).seconds)
         assert proxy.keys()
-    helper = hold("clean", stored, proxy)
+    helper = hold("clean", stored, "unlock", handover=proxy.theirs.fileno())
     try:
         status = Path(f"/proc/{helper.pid}/status").read_text()
     finally:

@@ -136,7 +136,7 @@ def test_no_field_takes_another_type_or_goes_missing(path: tuple[Any, ...]) -> N
         for key in path[:-1]:
             place = place[key]
         optional = path[-1] in ("pin", "file") and wrong is None
-        good = {
+        good: dict[str, list[Any]] = {
             "trust": [[]],
             "recovery": [[]],
             "wanted": [[]],

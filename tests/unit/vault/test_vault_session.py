@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from supervisor.vault.commands import DECRYPT, ENCRYPT, Entity, TpmError, sized
 from supervisor.vault.errors import Fault, VaultError
 from supervisor.vault.raw import RawCommands
-from supervisor.vault.session import CFB, Session, kdfa, kdfe, salt
+from supervisor.vault.session import Session, kdfa, kdfe, salt
 
 
 @given(st.binary(min_size=1, max_size=64), st.binary(max_size=32), st.binary(max_size=32))
