@@ -163,11 +163,16 @@ def test_truncated_and_senseless_answers(either: Helper, recorder: Recorder) -> 
         lambda answer: answer[:10] + os.urandom(len(answer) - 10),
         lambda answer: b"\xff" * 10,
     ]
+
+    def told(lie: Callable[[bytes], bytes], answer: bytes) -> bytes:
+        # Of a bare header nothing can be cut off but in a way that the helper waits for the rest.
+        return lie(answer) if len(answer) > 10 else lies[-1](answer)
+
     with either.server() as ask:
         for code in codes:
             for lie in lies:
                 recorder.change = lambda command, answer, code=code, lie=lie: (
-                    lie(answer) if command[6:10] == code else answer
+                    told(lie, answer) if command[6:10] == code else answer
                 )
                 fault = ask("list")
                 assert fault is not Fault.INTERNAL, (code, lies.index(lie))
