@@ -107,7 +107,7 @@ class Fault(enum.Enum):
         'give JSON with every bound PCR and nothing else: {"7": "64 hex digits"}',
     )
 
-    VAULT_ABSENT = (30, "there is no vault yet", "make one: anchorhold keys add NAME")
+    VAULT_ABSENT = (30, "there is no vault yet", "make one: anchorhold keys init")
     VAULT_EXISTS = (31, "there is a vault already", "remove it by hand if its keys may be lost")
     VAULT_BUSY = (32, "another process is using the vault", "wait for the other command to end")
     VAULT_VERSION = (
