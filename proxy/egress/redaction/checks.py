@@ -32,6 +32,7 @@ _PUBLISHED = frozenset({
     "ea9bb1082cf95663", "eb540d2b6ee2a0a4", "f2d6ca16515033e5", "f5375a46365089a8",
 })  # fmt: skip
 _INTEGRITY = re.compile(r"(?:sha(?:1|224|256|384|512)|md5)[-:=]", re.IGNORECASE)
+_OBJECT = re.compile(rb"""\{\s*["'][^"']{1,40}["']\s*:""")  # the beginning of one
 _DATED = re.compile(r"\d{8}T\d{4,6}Z?\Z")
 _WORDS = 8  # a likeness that no random value has
 _RUN = re.compile(r"[A-Za-z0-9]+")
@@ -92,7 +93,7 @@ def jwt(value: str) -> int:
     plain = _decoded(value.split(".", 1)[0])
     if not published(value):
         return 0
-    return len(value) if plain.startswith(b"{") and b'"' in plain else 0
+    return len(value) if _OBJECT.match(plain) else 0
 
 
 def jwt_in_base64(value: str) -> int:
