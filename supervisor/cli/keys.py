@@ -186,7 +186,7 @@ def run_recovery_code(arguments: argparse.Namespace) -> int:
         print("Confirm it: anchorhold keys confirm-recovery", file=sys.stderr)
         return exits.OK
     say("This code is shown once and kept nowhere. Write it down on paper, away from this machine.")
-    say("Whoever has it and a copy of the vault file has the keys.")
+    say("Whoever has it and a copy of the vault file has the keys. Now type it back from there.")
     return run_confirm_recovery(argparse.Namespace(**vars(arguments), from_fd=None))
 
 
