@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import doctor, trials
-from supervisor.host import Host, Paths, Waiver
+from supervisor.host import Host, Paths, Tpm, Waiver
 from supervisor.policy.parse import load_directory
 
 DAY = date(2026, 11, 23)
@@ -20,7 +20,10 @@ DAY = date(2026, 11, 23)
 
 def a_host(tmp_path: Path, *waivers: Waiver) -> Host:
     paths = Paths(str(tmp_path / "app"), str(tmp_path / "runtime"), "/p", "/s", "/r")
-    return Host("host.toml", paths, 1879050000, waivers, "auto", "127.0.0.1:8443", (), False, ())
+    return Host(
+        file="host.toml", paths=paths, id_base=1879050000, waivers=waivers, tpm=Tpm(),
+        listen="127.0.0.1:8443", origins=(), denials=False, signed=False, upstreams=(),
+    )  # fmt: skip
 
 
 @pytest.fixture
