@@ -126,7 +126,7 @@ class Custody:
     def gap(self) -> dict[str, str] | None:
         """What the status names as DEGRADED, or None. The PCRs that differ are named in words."""
         problem, detail = self.found.get("problem"), self.found.get("detail")
-        if self.handed and problem == Fault.__members__.get("PIN_NEEDED", Fault.INTERNAL).name:
+        if self.handed and problem == Fault.PIN_NEEDED.name:
             problem = None  # it is open; after the next start it will be needed again
         if self.locked is None and not problem:
             return None
@@ -140,6 +140,14 @@ class Custody:
             why += ". " + "; ".join(f"PCR {n} measures {what}" for n, what in changed.items())
         fix = (self.locked or {}).get("fix") or (fault.fix if fault else "")
         return {"guarantee": "vault", "code": code, "why": why, "fix": fix}
+
+    def waived(self) -> list[dict[str, str]]:
+        """What the vault in use gives up and only its helper can see: DEGRADED like the rest."""
+        if "pin-rate-limit" not in self.found.get("waivers", ()):
+            return []
+        fault = Fault.PIN_RATE_LIMIT
+        why = f"{fault.sentence} (waived as pin-rate-limit)"
+        return [{"guarantee": "pin-rate-limit", "why": why, "fix": fault.fix}]
 
     def changed_pcrs(self) -> dict[int, str]:
         """The bound PCRs that hold no approved value now, and what each measures."""

@@ -59,6 +59,7 @@ def _degraded(of: Supervisor, workloads: list[dict[str, Any]]) -> list[dict[str,
         )
     if gap := of.vault.gap():
         found.append(gap)
+    found += of.vault.waived()
     found += [{"guarantee": "policy", "why": str(error)} for error in of.policy_errors]
     return found
 
